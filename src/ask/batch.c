@@ -722,7 +722,7 @@ init_batch(Batch *batch)
 	 */
 	is_watched = batch->sink->methods->reports && !source->methods->is_links;
 	hrflow_outage_init(&batch->outage, &batch->queue, is_watched);
-	hrflow_refusal_init(&batch->refusal, kept, is_watched);
+	hrflow_refusal_init(&batch->refusal, is_watched);
 }
 
 /*

@@ -348,17 +348,19 @@ typedef enum HrflowOutageState
  */
 typedef struct HrflowRefusal
 {
-	MemoryContext context;		/* contains the strings in "first" */
 	bool		on_trial;		/* have all outcomes with HRFLOW_EVIDENCE_ALL
-								 * so far been refusals for the same reason?
-								 * Always false if this is not checked. */
+								 * so far, except those that show nothing
+								 * about the requests, been refusals for the
+								 * same reason?  Always false if this is not
+								 * checked. */
 	int			nasked;			/* number of elements requested from the API */
 	int			nforbidden;		/* number of final results with
 								 * HRFLOW_FORBIDDEN */
 	int			nrefused;		/* number of elements refused for the same
 								 * reason */
 	int			last_refused;	/* the element refused last, or -1 */
-	HrflowResult first;			/* the first refusal */
+	HrflowStatus status;		/* status of these refusals */
+	int			http_status;	/* their HTTP status, or 0 if there is none */
 } HrflowRefusal;
 
 /* in equal.c */
@@ -409,8 +411,7 @@ extern bool hrflow_outage_should_wait(const HrflowOutage *outage,
 extern bool hrflow_outage_probe(HrflowOutage *outage);
 
 /* in refusal.c */
-extern void hrflow_refusal_init(HrflowRefusal *refusal, MemoryContext context,
-								bool on_trial);
+extern void hrflow_refusal_init(HrflowRefusal *refusal, bool on_trial);
 extern bool hrflow_refusal_may_ask(const HrflowRefusal *refusal);
 extern void hrflow_refusal_count_asked(HrflowRefusal *refusal);
 extern bool hrflow_refusal_count_answer(HrflowRefusal *refusal,

@@ -14,18 +14,15 @@
 #include "postgres.h"
 
 #include "ask/batch.h"
-#include "utils/memutils.h"
 
 /*
- * Start watching a batch.  "context" must live as long as the batch.  If
- * "on_trial" is false, only answers that apply to all elements are considered.
+ * Start watching a batch.  If "on_trial" is false, only answers that apply to
+ * all elements are considered.
  */
 void
-hrflow_refusal_init(HrflowRefusal *refusal, MemoryContext context,
-					bool on_trial)
+hrflow_refusal_init(HrflowRefusal *refusal, bool on_trial)
 {
 	memset(refusal, 0, sizeof(*refusal));
-	refusal->context = context;
 	refusal->on_trial = on_trial;
 	refusal->last_refused = -1;
 }
@@ -94,15 +91,28 @@ is_about_request(const HrflowResult *result)
 }
 
 /*
- * Is this refusal the same as that of the previous elements?
+ * Did the request fail in a way that shows nothing about the request itself,
+ * because the server could not be reached or did not reply?
  */
 static bool
-is_same_refusal(const HrflowResult *first, const HrflowResult *result)
+shows_nothing(const HrflowResult *result)
 {
-	/* The details must be equal, too, unless they contain a link. */
-	return result->status == first->status &&
-		(result->status == HRFLOW_LINK_REFUSED ||
-		 strcmp(result->detail, first->detail) == 0);
+	return result->status == HRFLOW_CONNECT_FAILED ||
+		result->status == HRFLOW_CONNECTION_LOST ||
+		result->status == HRFLOW_TIMEOUT;
+}
+
+/*
+ * Is this refusal the same as that of the previous elements?  Details are not
+ * compared, because they can differ although the reason is the same: they may
+ * contain a link, the number of attempts, or an identifier that the server
+ * repeats.
+ */
+static bool
+is_same_refusal(const HrflowRefusal *refusal, const HrflowResult *result)
+{
+	return result->status == refusal->status &&
+		result->http_status == refusal->http_status;
 }
 
 /*
@@ -114,21 +124,16 @@ bool
 hrflow_refusal_count_outcome(HrflowRefusal *refusal, int element,
 							 const HrflowResult *result)
 {
-	if (!refusal->on_trial)
+	if (!refusal->on_trial || shows_nothing(result))
 		return false;
 	if (!is_about_request(result) ||
-		(refusal->nrefused > 0 &&
-		 !is_same_refusal(&refusal->first, result)))
+		(refusal->nrefused > 0 && !is_same_refusal(refusal, result)))
 	{
 		refusal->on_trial = false;
 		return false;
 	}
-	if (refusal->nrefused == 0)
-	{
-		refusal->first = *result;
-		refusal->first.detail = MemoryContextStrdup(refusal->context,
-													result->detail);
-	}
+	refusal->status = result->status;
+	refusal->http_status = result->http_status;
 	if (element != refusal->last_refused)
 		refusal->nrefused++;
 	refusal->last_refused = element;

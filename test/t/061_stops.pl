@@ -70,6 +70,48 @@ foreach my $concurrency (1, 32, 256)
 		"links that may not be followed cost 32 requests with $concurrency in flight");
 }
 
+# The refusals have a common reason, although their details differ.  Each case has a stand-in
+# of its own, because a 429 affects the account.
+foreach my $case (
+	[ '{"profil": 1}', 'p', 'status=503', 33, 'one of the requests meets a 503 first' ],
+	[ '{"profil": 1}', 'p', 'reset', 33, 'one of the connections breaks first' ],
+	[ '{"profil": 1}', 'p', 'status=429', 33, 'one of the requests meets a 429 first' ],
+	[   '{"profile": 1}', 'fault:status=422,message=Cannot read profile ',
+		undef, 32, 'the messages name the profiles' ])
+{
+	my ($fields, $prefix, $fault, $n, $what) = @$case;
+	my $other = Hrflow::StandIn->new('--latency' => 100);
+
+	$other->script($fault, count => 1) if $fault;
+	my ($out, $err) = batch(
+		ids(5003, $prefix),
+		fields => $fields,
+		settings => "SET hrflow_embed.base_url = '" . $other->base_url . "';");
+	like(
+		$err,
+		qr/ERROR:  invalid request to the HrFlow API/,
+		"Requests that are all refused are an error if $what.");
+	is(scalar($other->log), $n, "Requests that are all refused cost $n requests if $what.");
+}
+
+# A text whose connection breaks is not sent again.
+{
+	my $other = Hrflow::StandIn->new('--latency' => 100);
+
+	$other->script('reset', count => 1);
+	$other->script('status=422');
+	my ($result, $out, $err) = $node->psql('postgres',
+			"SET hrflow_embed.base_url = '"
+		  . $other->base_url
+		  . q{'; SELECT count(*) FROM hrflow_text_embeddings(
+			ARRAY(SELECT 'nurse ' || i FROM generate_series(1, 5003) i))});
+	like(
+		$err,
+		qr/ERROR:  invalid request to the HrFlow API/,
+		'Texts that are all refused, except one that was lost, are an error.');
+	is(scalar($other->log), 33, 'One text that was lost costs one more request.');
+}
+
 $api->reset;
 my ($out, $err) = batch("array_cat('{a}'::text[], " . ids(100, 'fault:status=422,id=') . ')');
 is( $out,
