@@ -121,9 +121,20 @@ refuse_rest(Batch *batch, const HrflowResult *result)
 }
 
 /*
- * Pass an outcome to the sink.  Stop the batch if the first elements have all
- * been refused for the same reason, because then the elements themselves are
- * not the cause.
+ * Return the number of elements that have not been considered yet, or 0 if the
+ * source has a "next" callback, because their number is then unknown.
+ */
+static int
+count_unasked(const Batch *batch)
+{
+	return batch->source->methods->next != NULL ? 0 :
+		batch->source->nelements - batch->next;
+}
+
+/*
+ * Pass an outcome to the sink.  Stop the batch if too many elements have been
+ * refused for the same reason, because then the elements themselves are not
+ * the cause.
  */
 static void
 put_outcome(Batch *batch, int element, HrflowOpenLinks *links,
@@ -132,7 +143,7 @@ put_outcome(Batch *batch, int element, HrflowOpenLinks *links,
 	hrflow_outcome_put(&batch->outcomes, element, links, outcome);
 	if (outcome->evidence == HRFLOW_EVIDENCE_ALL &&
 		hrflow_refusal_count_outcome(&batch->refusal, element,
-									 outcome->result))
+									 outcome->result, count_unasked(batch)))
 		refuse_rest(batch, outcome->result);
 }
 
@@ -279,17 +290,6 @@ next_element(Batch *batch)
 		   hrflow_equal_is_repeated(&batch->outcomes.equal, batch->next))
 		batch->next++;
 	return batch->next < source->nelements ? batch->next++ : -1;
-}
-
-/*
- * Return the number of elements that have not been considered yet, or 0 if the
- * source has a "next" callback, because their number is then unknown.
- */
-static int
-count_unasked(const Batch *batch)
-{
-	return batch->source->methods->next != NULL ? 0 :
-		batch->source->nelements - batch->next;
 }
 
 /*

@@ -172,8 +172,9 @@ typedef struct HrflowSinkMethods
 	 * Does the batch report to the user?  If so, a refusal is raised as an
 	 * error unless something has succeeded, and hrflow_tally_report() is
 	 * called at the end.  Unless the elements are links, the batch also stops
-	 * if an outage lasts too long while elements remain to be requested, or
-	 * if the first elements are all refused for the same reason.
+	 * if an outage lasts too long while elements remain to be requested, if
+	 * the first elements are all refused for the same reason, or if many
+	 * elements in succession fail with server errors.
 	 */
 	bool		reports;
 
@@ -338,7 +339,8 @@ typedef enum HrflowOutageState
 {
 	HRFLOW_OUTAGE_NONE,			/* the attempt shows no outage, or the server
 								 * is not watched */
-	HRFLOW_OUTAGE_POSSIBLE,		/* the server may be down */
+	HRFLOW_OUTAGE_POSSIBLE,		/* the server may be down, or the attempt does
+								 * not show whether it is */
 	HRFLOW_OUTAGE_LASTING		/* waiting for the end of the outage is
 								 * useless, or has taken too long */
 } HrflowOutageState;
@@ -348,16 +350,17 @@ typedef enum HrflowOutageState
  */
 typedef struct HrflowRefusal
 {
+	bool		is_watched;		/* are outcomes considered? */
 	bool		on_trial;		/* have all outcomes with HRFLOW_EVIDENCE_ALL
 								 * so far, except those that show nothing
 								 * about the requests, been refusals for the
-								 * same reason?  Always false if this is not
-								 * checked. */
+								 * same reason?  Always false if the batch is
+								 * not watched. */
 	int			nasked;			/* number of elements requested from the API */
 	int			nforbidden;		/* number of final results with
 								 * HRFLOW_FORBIDDEN */
-	int			nrefused;		/* number of elements refused for the same
-								 * reason */
+	int			nrefused;		/* number of elements in succession refused
+								 * for the same reason */
 	int			last_refused;	/* the element refused last, or -1 */
 	HrflowStatus status;		/* status of these refusals */
 	int			http_status;	/* their HTTP status, or 0 if there is none */
@@ -411,14 +414,15 @@ extern bool hrflow_outage_should_wait(const HrflowOutage *outage,
 extern bool hrflow_outage_probe(HrflowOutage *outage);
 
 /* in refusal.c */
-extern void hrflow_refusal_init(HrflowRefusal *refusal, bool on_trial);
+extern void hrflow_refusal_init(HrflowRefusal *refusal, bool is_watched);
 extern bool hrflow_refusal_may_ask(const HrflowRefusal *refusal);
 extern void hrflow_refusal_count_asked(HrflowRefusal *refusal);
 extern bool hrflow_refusal_count_answer(HrflowRefusal *refusal,
 										HrflowSource *source, int element,
 										const HrflowResult *result);
 extern bool hrflow_refusal_count_outcome(HrflowRefusal *refusal, int element,
-										 const HrflowResult *result);
+										 const HrflowResult *result,
+										 int nunasked);
 
 /* in tally.c */
 extern void hrflow_tally_count(HrflowTally *tally, const HrflowResult *result);

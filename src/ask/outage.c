@@ -63,8 +63,8 @@ hrflow_outage_init(HrflowOutage *outage, HrflowQueue *queue, bool is_watched)
 /*
  * Could an outage have caused this result?  Timeouts, which include HTTP 408,
  * count.  HTTP 502 to 504 count, because gateways send them if the server
- * behind them is down.  HTTP 500 does not count, because a single element can
- * cause it.
+ * behind them is down.  HTTP 500 and other server errors do not count, because
+ * a single element can cause them.
  */
 static bool
 could_be_outage(const HrflowResult *result)
@@ -80,6 +80,18 @@ could_be_outage(const HrflowResult *result)
 		default:
 			return false;
 	}
+}
+
+/*
+ * Does this result show neither that the server is down nor that it is up?  A
+ * server error may be caused by the element, or by what is left of a server
+ * that is down.
+ */
+static bool
+is_inconclusive(const HrflowResult *result)
+{
+	return result->status == HRFLOW_HTTP_ERROR && result->transient &&
+		!could_be_outage(result);
 }
 
 /*
@@ -228,6 +240,8 @@ hrflow_outage_count_attempt(HrflowOutage *outage, const HrflowResult *result)
 		return is_lasting(server, result, now) ? HRFLOW_OUTAGE_LASTING :
 			HRFLOW_OUTAGE_POSSIBLE;
 	}
+	if (is_inconclusive(result))
+		return HRFLOW_OUTAGE_POSSIBLE;
 	server->answered_at = now;
 	server->nfailures = 0;
 	while (was_down && resend_parked(outage, id))

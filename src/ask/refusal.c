@@ -7,7 +7,8 @@
  * the quota is used up, or if the first HRFLOW_MAX_WASTED elements have all
  * been refused because of something that the requests have in common: for
  * example, a field that the API does not know, or links that link_hosts does
- * not allow.
+ * not allow.  It is also assumed if this many elements in succession, first or
+ * not, have failed with server errors, such as HTTP 500, after all attempts.
  *
  *-------------------------------------------------------------------------
  */
@@ -16,14 +17,15 @@
 #include "ask/batch.h"
 
 /*
- * Start watching a batch.  If "on_trial" is false, only answers that apply to
- * all elements are considered.
+ * Start watching a batch.  If "is_watched" is false, only answers that apply
+ * to all elements are considered.
  */
 void
-hrflow_refusal_init(HrflowRefusal *refusal, bool on_trial)
+hrflow_refusal_init(HrflowRefusal *refusal, bool is_watched)
 {
 	memset(refusal, 0, sizeof(*refusal));
-	refusal->on_trial = on_trial;
+	refusal->is_watched = is_watched;
+	refusal->on_trial = is_watched;
 	refusal->last_refused = -1;
 }
 
@@ -90,6 +92,12 @@ is_about_request(const HrflowResult *result)
 		(result->status == HRFLOW_INVALID_REQUEST && result->http_status != 0);
 }
 
+static bool
+is_server_error(const HrflowResult *result)
+{
+	return result->status == HRFLOW_HTTP_ERROR && result->transient;
+}
+
 /*
  * Did the request fail in a way that shows nothing about the request itself,
  * because the server could not be reached or did not reply?
@@ -112,24 +120,39 @@ static bool
 is_same_refusal(const HrflowRefusal *refusal, const HrflowResult *result)
 {
 	return result->status == refusal->status &&
-		result->http_status == refusal->http_status;
+		(result->http_status == refusal->http_status || is_server_error(result));
 }
 
 /*
- * Record an outcome with HRFLOW_EVIDENCE_ALL.  Returns whether enough elements
- * have been refused for the same reason, without any other outcome, to stop
- * the batch.
+ * Begin to count refusals again, after an outcome that is not the same refusal
+ * as the previous ones.
+ */
+static void
+restart_count(HrflowRefusal *refusal)
+{
+	refusal->on_trial = false;
+	refusal->nrefused = 0;
+	refusal->last_refused = -1;
+}
+
+/*
+ * Record an outcome with HRFLOW_EVIDENCE_ALL.  "nunasked" is the number of
+ * elements that remain to be requested.  Returns whether enough elements have
+ * been refused for the same reason, without any other outcome, to stop the
+ * batch.
  */
 bool
 hrflow_refusal_count_outcome(HrflowRefusal *refusal, int element,
-							 const HrflowResult *result)
+							 const HrflowResult *result, int nunasked)
 {
-	if (!refusal->on_trial || shows_nothing(result))
+	if (!refusal->is_watched || shows_nothing(result))
 		return false;
-	if (!is_about_request(result) ||
-		(refusal->nrefused > 0 && !is_same_refusal(refusal, result)))
+	if (refusal->nrefused > 0 && !is_same_refusal(refusal, result))
+		restart_count(refusal);
+	if (!is_server_error(result) &&
+		!(refusal->on_trial && is_about_request(result)))
 	{
-		refusal->on_trial = false;
+		restart_count(refusal);
 		return false;
 	}
 	refusal->status = result->status;
@@ -137,5 +160,6 @@ hrflow_refusal_count_outcome(HrflowRefusal *refusal, int element,
 	if (element != refusal->last_refused)
 		refusal->nrefused++;
 	refusal->last_refused = element;
-	return refusal->nrefused >= HRFLOW_MAX_WASTED;
+	return refusal->nrefused >= HRFLOW_MAX_WASTED &&
+		(nunasked > 0 || !is_server_error(result));
 }

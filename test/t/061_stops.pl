@@ -76,7 +76,8 @@ foreach my $case (
 	[ '{"profil": 1}', 'p', 'status=503', 33, 'one of the requests meets a 503 first' ],
 	[ '{"profil": 1}', 'p', 'reset', 33, 'one of the connections breaks first' ],
 	[ '{"profil": 1}', 'p', 'status=429', 33, 'one of the requests meets a 429 first' ],
-	[   '{"profile": 1}', 'fault:status=422,message=Cannot read profile ',
+	[   '{"profile": 1}',
+		'fault:status=422,message=Cannot read profile ',
 		undef, 32, 'the messages name the profiles' ])
 {
 	my ($fields, $prefix, $fault, $n, $what) = @$case;
@@ -100,8 +101,9 @@ foreach my $case (
 
 	$other->script('reset', count => 1);
 	$other->script('status=422');
-	my ($result, $out, $err) = $node->psql('postgres',
-			"SET hrflow_embed.base_url = '"
+	my ($result, $out, $err) = $node->psql(
+		'postgres',
+		"SET hrflow_embed.base_url = '"
 		  . $other->base_url
 		  . q{'; SELECT count(*) FROM hrflow_text_embeddings(
 			ARRAY(SELECT 'nurse ' || i FROM generate_series(1, 5003) i))});
@@ -316,6 +318,79 @@ is( $node->safe_psql(
 		$err,
 		qr/WARNING:  batch stopped early: could not connect to the HrFlow API/,
 		'a WARNING says why the batch stopped early');
+}
+
+#
+# The server answers everything with errors
+#
+# Each case has a stand-in of its own, because failures pause an account that has had answers.
+{
+	my $broken = Hrflow::StandIn->new;
+
+	$broken->script('status=500');
+	($out, $err) =
+	  batch(ids(5004), settings => "SET hrflow_embed.base_url = '" . $broken->base_url . "';");
+	like(
+		$err,
+		qr/ERROR:  the HrFlow API returned an error/,
+		'A batch to which the API answers HTTP 500 is an error.');
+	is(scalar($broken->log),
+		128,
+		'A batch to which the API answers HTTP 500 sends 32 requests, with four attempts each.');
+
+	my $mixed = Hrflow::StandIn->new;
+	my $ids = q{(SELECT array_agg('fault:status=50' || i % 2 * 3 || ',id=' || i)
+		FROM generate_series(1, 1000) i)};
+	($out, $err) =
+	  batch($ids, settings => "SET hrflow_embed.base_url = '" . $mixed->base_url . "';");
+	like(
+		$err,
+		qr/ERROR:  the HrFlow API returned an error/,
+		'A batch to which the API answers HTTP 500 or 503 is an error.');
+	cmp_ok(scalar($mixed->log), '<', 400,
+		'A batch to which the API answers HTTP 500 or 503 does not send all requests.');
+}
+
+# Failures of links do not pause the account.
+foreach my $case (
+	[   'v.status=500',
+		200,
+		ids(3000),
+		'SET hrflow_embed.max_attempts = 1;',
+		qr/^http_error \d+\nok 200$/,
+		qr/WARNING:  batch stopped early: the link's host returned an error/,
+		'32 server errors in succession stop a batch' ],
+	[   undef,
+		0,
+		ids(10, 'a') . '||' . ids(31, 'fault:v.status=500,id=') . '||' . ids(10, 'b'),
+		'SET hrflow_embed.max_attempts = 1; SET hrflow_embed.max_concurrency = 1;',
+		qr/^http_error 31\nok 20$/,
+		qr/WARNING:  31 of 51 rows of the batch failed/,
+		'31 server errors in succession do not stop a batch' ],
+	[   undef,
+		0,
+		ids(10, 'a') . '||' . ids(40, 'fault:v.status=500,id='),
+		'SET hrflow_embed.max_attempts = 1;',
+		qr/^http_error 40\nok 10$/,
+		qr/WARNING:  40 of 50 rows of the batch failed/,
+		'Server errors do not stop a batch that has requested its last element' ])
+{
+	my ($fault, $n, $ids, $settings, $rows, $said, $what) = @$case;
+
+	$api->reset;
+	if ($fault)
+	{
+		$api->script('v.id=ok', count => $n);
+		$api->script($fault);
+	}
+	($out, $err) = batch(
+		$ids,
+		function => 'hrflow_profile_vectors',
+		settings => "SET hrflow_embed.link_hosts = '127.0.0.1'; $settings");
+	like($out, $rows, "$what: the rows");
+	like($err, $said, "$what: the WARNING");
+	cmp_ok(scalar(grep { $_->{path} =~ /embedding$/ } $api->log), '<', 1500, "$what: the requests")
+	  if $fault;
 }
 
 #
