@@ -22,10 +22,12 @@
  *    nonetheless, outage.c may park it.  It is resent later, or fail_parked()
  *    treats it as failed.
  * 4. Any other result is final.  record_answer() stops the batch if the result
- *    applies to all elements.  If the links in an answer are to be fetched,
+ *    applies to all elements; so does take_reply() if the proxy refuses the
+ *    password for a link.  If the links in an answer are to be fetched,
  *    each allowed link leads to a request, which continues with step 2.
  * 5. put_outcome() passes the outcome to the sink.  It stops the batch if the
- *    first elements were all refused for the same reason.
+ *    first elements were all refused for the same reason, or if too many
+ *    elements in succession failed with server errors.
  *
  * After the batch has been stopped, the transport abandons requests as
  * described at hrflow_transport_stop(); after the time limit has expired, it
@@ -57,6 +59,7 @@ typedef struct Batch
 	HrflowOutage outage;
 	HrflowRefusal refusal;
 	HrflowProgress progress;
+	bool		links_stopped;	/* are no more links fetched? */
 	int			next;			/* first element not considered yet; not used
 								 * if the source has a callback "next" */
 } Batch;
@@ -106,11 +109,18 @@ set_reason(Batch *batch, const HrflowResult *result)
 
 /*
  * Unless the batch was stopped before, stop it because of this result: request
- * no more elements.
+ * no more elements.  Links in replies are still fetched, because the replies
+ * have been paid for, unless the proxy would refuse these requests, too: it
+ * may lock an account after a few wrong passwords.
  */
 static void
 refuse_rest(Batch *batch, const HrflowResult *result)
 {
+	if (result->status == HRFLOW_PROXY_REFUSED && !batch->links_stopped)
+	{
+		batch->links_stopped = true;
+		hrflow_transport_stop_links(batch->transport);
+	}
 	if (batch->summary->refused)
 		return;
 	set_reason(batch, result);
@@ -493,10 +503,14 @@ take_reply(Batch *batch, HrflowReply *reply)
 	if (may_continue(batch) &&
 		hrflow_outage_park(&batch->outage, request, &result))
 		return;
-	if (result.is_link)
-		finish_request(batch, request, &result, HRFLOW_EVIDENCE_ALL);
-	else
+	if (!result.is_link)
+	{
 		take_final_answer(batch, request, &result);
+		return;
+	}
+	if (result.status == HRFLOW_PROXY_REFUSED)
+		refuse_rest(batch, &result);
+	finish_request(batch, request, &result, HRFLOW_EVIDENCE_ALL);
 }
 
 /*
@@ -513,18 +527,20 @@ process_reply(Batch *batch, HrflowReply *reply)
 }
 
 /*
- * Pass to the sink the links that were still queued when the time limit
- * expired.
+ * Pass to the sink the links that were still queued when links were stopped or
+ * the time limit expired.
  */
 static void
 put_unsent_links(Batch *batch)
 {
-	HrflowResult late = timed_out;
+	HrflowResult unsent = batch->links_stopped ? batch->summary->reason :
+	timed_out;
 	HrflowBatchRequest *request;
 
-	late.is_link = true;
+	unsent.is_link = true;
+	unsent.http_status = 0;
 	while ((request = hrflow_queue_take_link(&batch->queue)) != NULL)
-		finish_request(batch, request, &late, HRFLOW_EVIDENCE_NONE);
+		finish_request(batch, request, &unsent, HRFLOW_EVIDENCE_NONE);
 }
 
 /*

@@ -135,10 +135,9 @@ enter_list(HrflowTransfer *transfer, HrflowTransferState state)
 
 /*
  * May a request still be sent?  It must not be sent if its transport has been
- * stopped, or if the time limit has expired.  A stop does not affect links,
- * because they have been paid for.  A stop because of a request limit does not
- * affect a request that only lacks a usable connection, because the limit has
- * allowed it.
+ * stopped, or if the time limit has expired.  Links are stopped separately.  A
+ * stop because of a request limit does not affect a request that only lacks a
+ * usable connection, because the limit has allowed it.
  */
 static bool
 may_be_sent(const HrflowTransfer *transfer)
@@ -147,7 +146,9 @@ may_be_sent(const HrflowTransfer *transfer)
 
 	if (transport->expired)
 		return false;
-	return !transport->stopped || HRFLOW_IS_LINK(transfer->reply.target) ||
+	if (HRFLOW_IS_LINK(transfer->reply.target))
+		return !transport->links_stopped;
+	return !transport->stopped ||
 		(transport->at_limit && transfer->needs_fresh);
 }
 
@@ -294,7 +295,8 @@ hrflow_transfer_is_given_up(const HrflowTransfer *transfer)
 	const HrflowTransport *transport = transfer->transport;
 
 	return !may_be_sent(transfer) &&
-		(transport->expired || !transport->at_limit);
+		(transport->expired || !transport->at_limit ||
+		 HRFLOW_IS_LINK(transfer->reply.target));
 }
 
 /*

@@ -318,6 +318,7 @@ struct HrflowTransport
 								 * was reached?  If so, requests that are
 								 * already counted towards the limit may still
 								 * be sent */
+	bool		links_stopped;	/* must no more links be fetched? */
 	bool		expired;		/* has the time limit expired? */
 };
 

@@ -288,8 +288,8 @@ hrflow_transport_most_in_flight(const HrflowTransport *transport)
 /*
  * Return how many more links it is useful to submit now.  Unlike requests to
  * the API, links do not wait for the account's rate limit, and are fetched
- * even if the transport was stopped.  After an error, or once the time limit
- * has expired, nothing is sent.
+ * even if the transport was stopped, unless links were, too.  After an error,
+ * or once the time limit has expired, nothing is sent.
  */
 int
 hrflow_transport_room_for_links(HrflowTransport *transport)
@@ -297,8 +297,8 @@ hrflow_transport_room_for_links(HrflowTransport *transport)
 	int			room = hrflow_scheduler_room(transport);
 	dlist_iter	iter;
 
-	if (transport->expired || transport->error != NULL ||
-		transport->ndelayed >= MAX_DELAYED)
+	if (transport->expired || transport->links_stopped ||
+		transport->error != NULL || transport->ndelayed >= MAX_DELAYED)
 		return 0;
 	dlist_foreach(iter, &transport->ready_links)
 		room--;
@@ -414,16 +414,28 @@ raise_error(const HrflowTransport *transport)
 /*
  * Stop sending requests to the API.  Requests in flight that have been sent
  * are completed, unless libcurl would have to send them again.  Links, which
- * have been paid for, are still fetched.  "at_limit" means that a request
- * limit has been reached.  Then requests that are already counted towards the
- * limit are sent even if their connection has not been established yet or must
- * be replaced.  All other requests are returned as replies with "stopped" set.
+ * have been paid for, are still fetched, unless hrflow_transport_stop_links()
+ * is called, too.  "at_limit" means that a request limit has been reached.
+ * Then requests that are already counted towards the limit are sent even if
+ * their connection has not been established yet or must be replaced.  All
+ * other requests are returned as replies with "stopped" set.
  */
 void
 hrflow_transport_stop(HrflowTransport *transport, bool at_limit)
 {
 	transport->stopped = true;
 	transport->at_limit = at_limit;
+	hrflow_transfer_give_up(transport);
+}
+
+/*
+ * Stop fetching links.  Links that have been requested from their hosts are
+ * completed.  All others are returned as replies with "stopped" set.
+ */
+void
+hrflow_transport_stop_links(HrflowTransport *transport)
+{
+	transport->links_stopped = true;
 	hrflow_transfer_give_up(transport);
 }
 
@@ -747,7 +759,8 @@ hrflow_transport_retry(HrflowTransport *transport, HrflowReply *reply,
 	if (pause > HRFLOW_RETRY_AFTER_LIMIT || transport->expired ||
 		(!HRFLOW_IS_LINK(reply->target) &&
 		 hrflow_budget_check(transport) != HRFLOW_OK) ||
-		(transport->stopped && !HRFLOW_IS_LINK(reply->target)) ||
+		(HRFLOW_IS_LINK(reply->target) ? transport->links_stopped :
+		 transport->stopped) ||
 		hrflow_clock_now() + pause >= transport->deadline ||
 		(counts && reply->attempts >= transport->settings->max_attempts))
 		return false;

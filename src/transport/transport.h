@@ -88,6 +88,7 @@ extern int	hrflow_transport_width(const HrflowTransport *transport);
 extern int	hrflow_transport_most_in_flight(const HrflowTransport *transport);
 extern int	hrflow_transport_room_for_links(HrflowTransport *transport);
 extern void hrflow_transport_stop(HrflowTransport *transport, bool at_limit);
+extern void hrflow_transport_stop_links(HrflowTransport *transport);
 extern void hrflow_transport_expire(HrflowTransport *transport);
 extern bool hrflow_transport_expired(const HrflowTransport *transport);
 extern void hrflow_transport_work(HrflowTransport *transport);

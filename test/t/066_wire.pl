@@ -120,6 +120,40 @@ cmp_ok(sql('SELECT bytes_received FROM hrflow_embed_stats'),
 		'api.store.example:443 407',
 		'a batch sends a wrong password to the proxy once');
 
+	# The API of the second case is on the local machine.
+	my $local = Hrflow::StandIn->new('--link-base' => 'https://links.store.example');
+	foreach my $case (
+		[   'links',
+			$api,
+			q{SELECT count(*) FROM hrflow_fetch_vectors(
+			ARRAY(SELECT 'https://links.store.example/' || i FROM generate_series(1, 200) i))} ],
+		[   'links in replies',
+			$local,
+			q{SELECT count(*) FROM hrflow_profile_vectors('acme',
+			ARRAY(SELECT 'p' || i FROM generate_series(1, 200) i), '{"profile": 1, "skills": 1}')}
+		])
+	{
+		my ($what, $server, $sql) = @$case;
+
+		$proxy->reset;
+		($result, $out, $err) = $node->psql(
+			'postgres',
+			$through->('wrong')
+			  . "SET hrflow_embed.base_url = '"
+			  . $server->base_url
+			  . "'; SET hrflow_embed.link_hosts = 'links.store.example'; $sql",
+			extra_params => [ '-v', 'VERBOSITY=verbose' ]);
+		like(
+			$err,
+			qr/ERROR:  28000: proxy in "hrflow_embed.proxy" refused/,
+			"a 407 of the proxy ends a batch of $what");
+		is( join(', ', $proxy->connects),
+			'links.store.example:443 407',
+			"a batch of $what sends a wrong password to the proxy once");
+	}
+	cmp_ok(scalar($local->log), '<', 150,
+		'a 407 of the proxy for a link stops a batch of profiles');
+
 	# A pause of the account does not end because the proxy refuses its probe.  If it
 	# did, all requests would be sent at once.
 	$api->reset;
