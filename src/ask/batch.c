@@ -391,9 +391,10 @@ fail_parked(Batch *batch, HrflowServer server)
  * has lasted too long and elements remain to be requested.
  */
 static void
-record_attempt(Batch *batch, const HrflowResult *result)
+record_attempt(Batch *batch, const HrflowReply *reply,
+			   const HrflowResult *result)
 {
-	switch (hrflow_outage_count_attempt(&batch->outage, result))
+	switch (hrflow_outage_count_attempt(&batch->outage, reply, result))
 	{
 		case HRFLOW_OUTAGE_NONE:
 			fail_parked(batch, hrflow_server_of(result));
@@ -495,7 +496,7 @@ take_reply(Batch *batch, HrflowReply *reply)
 	else
 		hrflow_response_parse(reply, batch->source->methods->endpoint,
 							  batch->source->settings, &result);
-	record_attempt(batch, &result);
+	record_attempt(batch, reply, &result);
 	if (hrflow_transport_retry(batch->transport, reply, result.status,
 							   result.transient))
 		return;

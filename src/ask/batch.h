@@ -317,7 +317,8 @@ typedef struct HrflowWatchedServer
 	int64		answered_at;	/* time of the last result that rules out an
 								 * outage, or 0 if there is none */
 	int			nfailures;		/* number of failed attempts since answered_at */
-	int64		failing_since;	/* time of the first of these failures */
+	int64		failing_since;	/* time since which there has been no answer
+								 * as far as these failures show */
 	dlist_head	parked;			/* requests that wait for the end of an outage */
 	int			nparked;		/* length of "parked" */
 } HrflowWatchedServer;
@@ -408,6 +409,7 @@ extern bool hrflow_outage_park(HrflowOutage *outage,
 extern HrflowBatchRequest *hrflow_outage_unpark(HrflowOutage *outage,
 												HrflowServer server);
 extern HrflowOutageState hrflow_outage_count_attempt(HrflowOutage *outage,
+													 const HrflowReply *reply,
 													 const HrflowResult *result);
 extern bool hrflow_outage_should_wait(const HrflowOutage *outage,
 									  int nunasked);

@@ -107,11 +107,9 @@ is_down(const HrflowWatchedServer *server)
 /*
  * Has the outage in which this attempt failed lasted too long?  An outage that
  * will not end by itself, such as one caused by an untrusted certificate, is
- * considered too long as soon as it is detected.  The duration is counted from
- * the first failure, not from the last answer, because nothing may have been
- * requested between the two, for example while the account was paused.  A
- * timeout that is not transient does not mean that the outage will not end: a
- * connection can be dead although the server is not.
+ * considered too long as soon as it is detected.  A timeout that is not
+ * transient does not mean that the outage will not end: a connection can be
+ * dead although the server is not.
  */
 static bool
 is_lasting(const HrflowWatchedServer *server, const HrflowResult *result,
@@ -220,11 +218,33 @@ resend_parked(HrflowOutage *outage, HrflowServer server)
 }
 
 /*
- * Record the result of one attempt.  If it ends an outage, resend the requests
- * that are parked for the server.  Returns the state of the server.
+ * Count a failed attempt.  The outage is assumed to have begun when the first
+ * attempt failed or, if the server was silent, when such an attempt was
+ * started; but not before the last answer.  It is not counted from the last
+ * answer itself, because nothing may have been requested between the two, for
+ * example while the account was paused.
+ */
+static void
+count_failure(HrflowWatchedServer *server, const HrflowReply *reply,
+			  const HrflowResult *result, int64 now)
+{
+	bool		was_silent = result->http_status == 0 &&
+	result->status != HRFLOW_CONNECTION_LOST;
+	int64		since = was_silent ? hrflow_failure_since(reply) : now;
+
+	if (server->nfailures++ > 0)
+		since = Min(since, server->failing_since);
+	server->failing_since = Max(since, server->answered_at);
+}
+
+/*
+ * Record the result of one attempt, before its reply is retried or released.
+ * If it ends an outage, resend the requests that are parked for the server.
+ * Returns the state of the server.
  */
 HrflowOutageState
-hrflow_outage_count_attempt(HrflowOutage *outage, const HrflowResult *result)
+hrflow_outage_count_attempt(HrflowOutage *outage, const HrflowReply *reply,
+							const HrflowResult *result)
 {
 	HrflowServer id = hrflow_server_of(result);
 	HrflowWatchedServer *server = &outage->servers[id];
@@ -235,8 +255,7 @@ hrflow_outage_count_attempt(HrflowOutage *outage, const HrflowResult *result)
 		return HRFLOW_OUTAGE_NONE;
 	if (could_be_outage(result))
 	{
-		if (server->nfailures++ == 0)
-			server->failing_since = now;
+		count_failure(server, reply, result, now);
 		return is_lasting(server, result, now) ? HRFLOW_OUTAGE_LASTING :
 			HRFLOW_OUTAGE_POSSIBLE;
 	}

@@ -229,3 +229,19 @@ hrflow_failure_classify(HrflowTransfer *transfer, CURLcode code)
 	else
 		reply->status = classify_code(transfer, code);
 }
+
+/*
+ * Return the time since which the server has not answered an attempt that has
+ * ended without a reply.  This is its start or, if it was sent over a
+ * connection that it had not opened itself, the current time: such a
+ * connection may have been dead although the server was not.
+ */
+int64
+hrflow_failure_since(const HrflowReply *reply)
+{
+	const HrflowAttempt *attempt = &reply->transfer->attempt;
+
+	if (attempt->nsent > 0 && !attempt->opened)
+		return hrflow_clock_now();
+	return attempt->began + attempt->excused;
+}

@@ -105,6 +105,9 @@ extern void hrflow_transport_release(HrflowTransport *transport,
 									 HrflowReply *reply);
 extern void hrflow_transport_end(HrflowTransport *transport);
 
+/* in failure.c */
+extern int64 hrflow_failure_since(const HrflowReply *reply);
+
 /* in budget.c */
 extern int64 hrflow_budget_sent(void);
 

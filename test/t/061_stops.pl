@@ -255,7 +255,7 @@ my $closed;
 my $began = time;
 ($out, $err) = batch(ids(5004), settings => "SET hrflow_embed.base_url = '$closed';");
 cmp_ok(time - $began,
-	'<', 120,
+	'<', 60,
 	'a batch does not try to connect for each element if no connection can be established');
 like(
 	$err,
@@ -272,6 +272,40 @@ is( $node->safe_psql(
 		  . q{) WHERE error LIKE '%(2 attempts)%'}),
 	'3',
 	'a few elements without a connection fail after their own attempts');
+
+# The second batch waits 11 seconds on connections that it has kept.  These could be dead
+# although the API is not, so it makes sure.
+{
+	my $silent = Hrflow::StandIn->new;
+	my $settings =
+		"SET hrflow_embed.base_url = '"
+	  . $silent->base_url
+	  . "'; SET hrflow_embed.request_timeout = '11s';";
+
+	$silent->script('silent');
+	($out, $err) = batch(ids(5004), settings => $settings);
+	like(
+		$err,
+		qr/ERROR:  the HrFlow API did not answer in time/,
+		'A batch is an error if the API accepts connections, but does not answer.');
+	is($silent->stats->{api_requests},
+		32, 'If the API does not answer for more than ten seconds, no more requests are sent.');
+
+	$silent->reset;
+	my $session = Hrflow::Session->new($node);
+	$session->ask("$settings SET hrflow_embed.max_concurrency = 8;");
+	$session->ask("SELECT count(*) FROM hrflow_profile_embeddings('acme', "
+		  . ids(8, 'fault:hold=8,id=')
+		  . ');');
+	$silent->script('silent', count => 8);
+	is( $session->ask(
+				"SELECT status, count(*) FROM hrflow_profile_embeddings('acme', "
+			  . ids(100)
+			  . ') GROUP BY status;'),
+		"ok|100\n-- done\n",
+		'A batch continues if only the connections that it has kept were silent.');
+	$session->finish;
+}
 
 {
 	my $leaving = Hrflow::StandIn->new('--latency' => 20);
@@ -308,7 +342,7 @@ is( $node->safe_psql(
 	$began = time;
 	$running->finish or die "psql failed: $err";
 	cmp_ok(time - $began,
-		'<', 120, 'a batch does not try to connect for each element after the API has gone down');
+		'<', 60, 'a batch does not try to connect for each element after the API has gone down');
 	my ($ok) = $out =~ /^ok (\d+)$/m;
 	my ($failed) = $out =~ /^connection_failed (\d+)$/m;
 	cmp_ok($ok // 0, '>=', $had, 'results that had arrived before the API went down are kept');
