@@ -116,7 +116,9 @@ set_reason(Batch *batch, const HrflowResult *result)
 static void
 refuse_rest(Batch *batch, const HrflowResult *result)
 {
-	if (result->status == HRFLOW_PROXY_REFUSED && !batch->links_stopped)
+	if (!batch->links_stopped &&
+		(batch->source->methods->is_links ||
+		 result->status == HRFLOW_PROXY_REFUSED))
 	{
 		batch->links_stopped = true;
 		hrflow_transport_stop_links(batch->transport);
@@ -218,9 +220,10 @@ put_element(Batch *batch, int element, HrflowElementKind kind,
 
 /*
  * Queue a link to be fetched or, if it is not allowed, pass the reason to the
- * sink.  "links" is NULL if the element is itself the link.
+ * sink.  "links" is NULL if the element is itself the link.  Returns whether
+ * the link is allowed.
  */
-static void
+static bool
 ask_for_link(Batch *batch, int element, const HrflowLink *link,
 			 HrflowOpenLinks *links)
 {
@@ -243,6 +246,7 @@ ask_for_link(Batch *batch, int element, const HrflowLink *link,
 
 		put_link(batch, element, link, links, &result);
 	}
+	return refusal == NULL;
 }
 
 /*
@@ -268,7 +272,8 @@ ask_for_element(Batch *batch, int element)
 	{
 		HrflowLink	link = {.url = wanted.url};
 
-		ask_for_link(batch, element, &link, NULL);
+		if (ask_for_link(batch, element, &link, NULL))
+			hrflow_refusal_count_asked(&batch->refusal);
 	}
 	else
 	{
@@ -349,8 +354,9 @@ refill_transport(Batch *batch)
  */
 
 /*
- * Record the final result of an element's request to the API.  Stop the batch
- * if the result applies to all elements.
+ * Record the final result of an element's request to the API or, if the
+ * elements are links, to a link's host.  Stop the batch if the result applies
+ * to all elements.
  */
 static void
 record_answer(Batch *batch, int element, const HrflowResult *result)
@@ -360,6 +366,8 @@ record_answer(Batch *batch, int element, const HrflowResult *result)
 		for (int i = element; i >= 0; i = hrflow_equal_next(&batch->outcomes.equal, i))
 			batch->summary->nanswered++;
 	}
+	if (result->is_link)
+		return;
 	if (result->status == HRFLOW_OK)
 		batch->summary->any_ok = true;
 	if (hrflow_refusal_count_answer(&batch->refusal, batch->source, element,
@@ -377,7 +385,7 @@ fail_parked(Batch *batch, HrflowServer server)
 
 	while ((request = hrflow_outage_unpark(&batch->outage, server)) != NULL)
 	{
-		if (server == HRFLOW_SERVER_API)
+		if (request->links == NULL)
 			record_answer(batch, request->element, request->failure);
 		finish_request(batch, request, request->failure,
 					   batch->summary->refused ? HRFLOW_EVIDENCE_NONE :
@@ -447,7 +455,7 @@ take_links(Batch *batch, int element, List *links, const HrflowResult *result)
 		if (batch->sink->methods->link_use == HRFLOW_LINKS_LISTED)
 			put_link(batch, element, link, open_links, result);
 		else
-			ask_for_link(batch, element, link, open_links);
+			(void) ask_for_link(batch, element, link, open_links);
 	}
 }
 
@@ -511,6 +519,8 @@ take_reply(Batch *batch, HrflowReply *reply)
 	}
 	if (result.status == HRFLOW_PROXY_REFUSED)
 		refuse_rest(batch, &result);
+	if (request->links == NULL)
+		record_answer(batch, request->element, &result);
 	finish_request(batch, request, &result, HRFLOW_EVIDENCE_ALL);
 }
 
@@ -734,12 +744,13 @@ init_batch(Batch *batch)
 
 	/*
 	 * Detect outages, and a common reason for refusals, only if the batch
-	 * reports to the user.  Batches of links are excluded, because links may
-	 * lead to many different hosts.
+	 * reports to the user.
 	 */
-	is_watched = batch->sink->methods->reports && !source->methods->is_links;
+	is_watched = batch->sink->methods->reports &&
+		hrflow_outage_can_watch(source, batch->reply_context);
 	hrflow_outage_init(&batch->outage, &batch->queue, is_watched);
-	hrflow_refusal_init(&batch->refusal, is_watched);
+	hrflow_refusal_init(&batch->refusal, is_watched,
+						is_watched && !source->methods->is_links);
 }
 
 /*
@@ -762,6 +773,7 @@ hrflow_batch_run(HrflowSource *source, HrflowSink *sink, int time_limit,
 
 	memset(summary, 0, sizeof(*summary));
 	summary->nelements = source->nelements;
+	summary->is_links = source->methods->is_links;
 	summary->reason.endpoint = source->methods->endpoint;
 
 	init_batch(&batch);

@@ -143,8 +143,10 @@ typedef struct HrflowBatchSummary
 {
 	int			nelements;		/* number of elements; not used if the source
 								 * has a callback "next" */
+	bool		is_links;		/* are the elements links? */
 	int			nanswered;		/* number of elements whose final result is
-								 * that of a reply from the API */
+								 * that of a reply from the API or, if they
+								 * are links, from their host */
 	bool		any_ok;			/* did the API send any successful reply? */
 	bool		expired;		/* did the time limit end the batch? */
 	bool		refused;		/* was the batch stopped? */
@@ -171,10 +173,11 @@ typedef struct HrflowSinkMethods
 	/*
 	 * Does the batch report to the user?  If so, a refusal is raised as an
 	 * error unless something has succeeded, and hrflow_tally_report() is
-	 * called at the end.  Unless the elements are links, the batch also stops
-	 * if an outage lasts too long while elements remain to be requested, if
-	 * the first elements are all refused for the same reason, or if many
-	 * elements in succession fail with server errors.
+	 * called at the end.  Unless the elements are links to several hosts, the
+	 * batch also stops if an outage lasts too long while elements remain to
+	 * be requested, if the first elements are all refused for the same reason
+	 * (unless they are links), or if many elements in succession fail with
+	 * server errors.
 	 */
 	bool		reports;
 
@@ -351,13 +354,15 @@ typedef enum HrflowOutageState
  */
 typedef struct HrflowRefusal
 {
-	bool		is_watched;		/* are outcomes considered? */
+	bool		is_watched;		/* are outcomes with HRFLOW_EVIDENCE_ALL
+								 * considered? */
 	bool		on_trial;		/* have all outcomes with HRFLOW_EVIDENCE_ALL
 								 * so far, except those that show nothing
 								 * about the requests, been refusals for the
 								 * same reason?  Always false if the batch is
-								 * not watched. */
-	int			nasked;			/* number of elements requested from the API */
+								 * not watched, or the elements are links,
+								 * whose refusal costs nothing. */
+	int			nasked;			/* number of elements requested */
 	int			nforbidden;		/* number of final results with
 								 * HRFLOW_FORBIDDEN */
 	int			nrefused;		/* number of elements in succession refused
@@ -400,6 +405,8 @@ extern HrflowBatchRequest *hrflow_queue_take_link(HrflowQueue *queue);
 extern void hrflow_queue_send_links(HrflowQueue *queue);
 
 /* in outage.c */
+extern bool hrflow_outage_can_watch(HrflowSource *source,
+									MemoryContext context);
 extern void hrflow_outage_init(HrflowOutage *outage, HrflowQueue *queue,
 							   bool is_watched);
 extern bool hrflow_outage_may_ask(const HrflowOutage *outage);
@@ -416,7 +423,8 @@ extern bool hrflow_outage_should_wait(const HrflowOutage *outage,
 extern bool hrflow_outage_probe(HrflowOutage *outage);
 
 /* in refusal.c */
-extern void hrflow_refusal_init(HrflowRefusal *refusal, bool is_watched);
+extern void hrflow_refusal_init(HrflowRefusal *refusal, bool is_watched,
+								bool on_trial);
 extern bool hrflow_refusal_may_ask(const HrflowRefusal *refusal);
 extern void hrflow_refusal_count_asked(HrflowRefusal *refusal);
 extern bool hrflow_refusal_count_answer(HrflowRefusal *refusal,

@@ -25,6 +25,8 @@
 #include "postgres.h"
 
 #include "ask/batch.h"
+#include "miscadmin.h"
+#include "utils/memutils.h"
 
 /*
  * Number of consecutive attempts that must fail before we assume an outage.  A
@@ -45,6 +47,51 @@
  * transport's pauses between attempts.
  */
 #define PROBE_PAUSE (250 * HRFLOW_MSEC)
+
+/*
+ * Do all links of a source have the same origin?  Elements that are not valid
+ * URLs are ignored, because there are no requests for them.  "context" is
+ * reset.
+ */
+static bool
+is_same_for_all(HrflowSource *source, MemoryContext context)
+{
+	MemoryContext old = CurrentMemoryContext;
+	char	   *first = NULL;
+	bool		result = true;
+
+	for (int i = 0; i < source->nelements && result; i++)
+	{
+		HrflowElementRequest request = {0};
+		HrflowResult problem = {0};
+		HrflowUrl	parsed;
+
+		if (i % 10000 == 0)
+			CHECK_FOR_INTERRUPTS();
+		MemoryContextSwitchTo(context);
+		if (source->methods->make_request(source, i, &request, &problem) ==
+			HRFLOW_ELEMENT_ASKED &&
+			hrflow_url_parse(request.url, &parsed) == NULL)
+		{
+			if (first == NULL)
+				first = MemoryContextStrdup(old, request.url);
+			result = hrflow_origin_is_same(first, request.url);
+		}
+		MemoryContextSwitchTo(old);
+		MemoryContextReset(context);
+	}
+	return result;
+}
+
+/*
+ * Can outages be detected in a batch?  They can unless the elements are links
+ * to several hosts, of which one may be down.  "context" is reset.
+ */
+bool
+hrflow_outage_can_watch(HrflowSource *source, MemoryContext context)
+{
+	return !source->methods->is_links || is_same_for_all(source, context);
+}
 
 /*
  * Start watching a batch for outages.  If "is_watched" is false, no outage is

@@ -18,14 +18,15 @@
 
 /*
  * Start watching a batch.  If "is_watched" is false, only answers that apply
- * to all elements are considered.
+ * to all elements are considered.  If "on_trial" is false, refusals of the
+ * first elements are not.
  */
 void
-hrflow_refusal_init(HrflowRefusal *refusal, bool is_watched)
+hrflow_refusal_init(HrflowRefusal *refusal, bool is_watched, bool on_trial)
 {
 	memset(refusal, 0, sizeof(*refusal));
 	refusal->is_watched = is_watched;
-	refusal->on_trial = is_watched;
+	refusal->on_trial = on_trial;
 	refusal->last_refused = -1;
 }
 
@@ -41,7 +42,7 @@ hrflow_refusal_may_ask(const HrflowRefusal *refusal)
 }
 
 /*
- * Count an element requested from the API.
+ * Count an element that is requested.
  */
 void
 hrflow_refusal_count_asked(HrflowRefusal *refusal)

@@ -82,13 +82,16 @@ static void
 warn_that_stopped(const HrflowBatchSummary *summary)
 {
 	const char *hint = hrflow_error_hint(&summary->reason);
+	const char *status = hrflow_status_name(summary->reason.status);
 
 	ereport(WARNING,
 			(errmsg("batch stopped early: %s",
 					hrflow_error_describe(&summary->reason)),
+			 summary->is_links ?
+			 errdetail("The host sent a final reply for %d of %d links; links whose requests were omitted or abandoned have the status \"%s\".",
+					   summary->nanswered, summary->nelements, status) :
 			 errdetail("The API sent a final reply for %d of %d elements; elements whose requests were omitted or abandoned have the status \"%s\".",
-					   summary->nanswered, summary->nelements,
-					   hrflow_status_name(summary->reason.status)),
+					   summary->nanswered, summary->nelements, status),
 			 hint ? errhint("%s", hint) : 0));
 }
 

@@ -480,7 +480,6 @@ extern int	hrflow_window_expected(const HrflowSettings *settings);
 /* in origin.c */
 extern uint64 hrflow_origin_hash(const char *url);
 extern HrflowProtocol hrflow_origin_protocol(const char *url);
-extern bool hrflow_origin_is_same(const char *a, const char *b);
 extern void hrflow_origin_note(const char *url, HrflowProtocol protocol);
 
 /* in account.c */

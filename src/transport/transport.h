@@ -105,6 +105,9 @@ extern void hrflow_transport_release(HrflowTransport *transport,
 									 HrflowReply *reply);
 extern void hrflow_transport_end(HrflowTransport *transport);
 
+/* in origin.c */
+extern bool hrflow_origin_is_same(const char *a, const char *b);
+
 /* in failure.c */
 extern int64 hrflow_failure_since(const HrflowReply *reply);
 

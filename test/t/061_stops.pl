@@ -479,6 +479,58 @@ like(
 	qr/WARNING:  4 of 6 rows of the batch failed with status "connection_failed"/,
 	'a WARNING counts all failures with the status that is shown');
 
+#
+# Batches of links to one host
+#
+# Fetch the links of this many profiles, after other SQL that returns links.
+sub fetch
+{
+	my ($n, $others) = @_;
+	my ($out, $err) = ('', '');
+
+	$others //= 'SELECT NULL WHERE false';
+	$node->psql(
+		'postgres',
+		q{SET hrflow_embed.link_hosts = '127.0.0.1';
+			CREATE TEMP TABLE link AS SELECT link FROM hrflow_profile_links('acme', }
+		  . ids($n) . qq{, '{"profile": 1}');
+			SELECT status || ' ' || count(*) FROM hrflow_fetch_vectors(
+				ARRAY($others UNION ALL SELECT link FROM link)) GROUP BY status ORDER BY 1},
+		stdout => \$out,
+		stderr => \$err);
+	return ($out, $err);
+}
+
+my ($gone_host) = $closed =~ m{^(.*)/v1$};
+($out, $err) = fetch(0, "SELECT '$gone_host/' || i FROM generate_series(1, 5004) i");
+like(
+	$err,
+	qr/ERROR:  could not connect to the link's host/,
+	'A batch of links is an error if their host is down.');
+($out, $err) = fetch(100, "SELECT '$gone_host/' || i FROM generate_series(1, 40) i");
+is($out, "connection_failed 40\nok 100", 'Links to other hosts are fetched if one host is down.');
+
+foreach my $fault ('v.reset', 'v.status=503')
+{
+	$api->reset;
+	$api->script($fault, ms => 3000);
+	($out, $err) = fetch(2000);
+	is($out, 'ok 2000', "Every link is fetched after three seconds of \"$fault\".");
+	is($err, '', "Nothing is warned of after three seconds of \"$fault\".");
+}
+
+$api->reset;
+$api->script('v.id=ok', count => 300);
+$api->script('v.reset');
+($out, $err) = fetch(3000);
+is( $out,
+	"connection_failed 2700\nok 300",
+	'Links that were fetched before their host went down are kept.');
+like(
+	$err,
+	qr/batch stopped early: lost the connection .*\n.*final reply for 300 of 3000 links/,
+	'A WARNING says why a batch of links stopped early.');
+
 # A text may have been processed when its connection breaks: it is not sent again.
 $api->reset;
 $api->script('reset', ms => 1000);
