@@ -285,13 +285,23 @@ typedef struct HrflowProgress
 } HrflowProgress;
 
 /*
- * Number of rows of a batch, in total and by status.
+ * A number in total and by status.
+ */
+typedef struct HrflowCounts
+{
+	int64		total;
+	int64		by_status[HRFLOW_LAST_STATUS + 1];
+} HrflowCounts;
+
+/*
+ * Number of rows and of elements of a batch.  Empty elements are not counted.
  */
 typedef struct HrflowTally
 {
 	MemoryContext context;		/* contains the strings in "first" */
-	int64		nrows;			/* rows of empty elements are not counted */
-	int64		by_status[HRFLOW_LAST_STATUS + 1];
+	HrflowCounts rows;
+	HrflowCounts elements;		/* elements by the status of their only row;
+								 * those with rows for links count as "ok" */
 	HrflowResult first[HRFLOW_LAST_STATUS + 1]; /* the first failure with each
 												 * status */
 } HrflowTally;
@@ -435,7 +445,8 @@ extern bool hrflow_refusal_count_outcome(HrflowRefusal *refusal, int element,
 										 int nunasked);
 
 /* in tally.c */
-extern void hrflow_tally_count(HrflowTally *tally, const HrflowResult *result);
+extern void hrflow_tally_count(HrflowTally *tally,
+							   const HrflowOutcome *outcome);
 extern bool hrflow_tally_has_succeeded(const HrflowTally *tally,
 									   const HrflowBatchSummary *summary);
 extern void hrflow_tally_report(const HrflowTally *tally,

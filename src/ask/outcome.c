@@ -67,7 +67,7 @@ count_row(HrflowOutcomes *outcomes, const HrflowOutcome *outcome)
 	if (!outcomes->sink->methods->reports)
 		return;
 	if (!outcome->is_empty)
-		hrflow_tally_count(&outcomes->tally, outcome->result);
+		hrflow_tally_count(&outcomes->tally, outcome);
 	if (outcome->is_last)
 		hrflow_activity_count(outcomes->activity,
 							  outcome->result->status == HRFLOW_OK &&

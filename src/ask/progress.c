@@ -48,7 +48,7 @@ hrflow_progress_show(HrflowProgress *progress, const HrflowTally *tally,
 	seconds = (now - progress->began_at) / (double) HRFLOW_SEC;
 	ereport(INFO,
 			(errmsg("batch: %d of %d elements requested, " INT64_FORMAT " rows so far, " INT64_FORMAT " of them failed, about %.0f s remaining",
-					nasked, nelements, tally->nrows,
-					tally->nrows - tally->by_status[HRFLOW_OK],
+					nasked, nelements, tally->rows.total,
+					tally->rows.total - tally->rows.by_status[HRFLOW_OK],
 					seconds / nasked * (nelements - nasked))));
 }

@@ -1,7 +1,8 @@
 /*-------------------------------------------------------------------------
  *
  * tally.c
- *		Counts the rows of a batch by status, and warns of frequent failures.
+ *		Counts the rows and elements of a batch by status, and warns of
+ *		frequent failures.
  *
  * Without the warning, a statement that keeps only rows with status "ok" would
  * hide that, for example, the API does not know a field or the whole source.
@@ -13,13 +14,22 @@
 #include "ask/batch.h"
 #include "utils/memutils.h"
 
+/*
+ * Count a row, and its element if this is the element's last row.
+ */
 void
-hrflow_tally_count(HrflowTally *tally, const HrflowResult *result)
+hrflow_tally_count(HrflowTally *tally, const HrflowOutcome *outcome)
 {
+	const HrflowResult *result = outcome->result;
 	HrflowStatus status = result->status;
 
-	tally->nrows++;
-	if (tally->by_status[status]++ > 0 || status == HRFLOW_OK)
+	if (outcome->is_last)
+	{
+		tally->elements.total++;
+		tally->elements.by_status[outcome->section == NULL ? status : HRFLOW_OK]++;
+	}
+	tally->rows.total++;
+	if (tally->rows.by_status[status]++ > 0 || status == HRFLOW_OK)
 		return;
 	tally->first[status] = *result;
 	if (result->detail != NULL)
@@ -36,46 +46,60 @@ bool
 hrflow_tally_has_succeeded(const HrflowTally *tally,
 						   const HrflowBatchSummary *summary)
 {
-	return summary->reason.is_link ? tally->by_status[HRFLOW_OK] > 0 :
+	return summary->reason.is_link ? tally->rows.by_status[HRFLOW_OK] > 0 :
 		summary->any_ok;
 }
 
 /*
- * Return the number of rows whose status has the same name as "status", since
- * users see only names.
+ * Return the number of rows or elements whose status has the same name as
+ * "status", since users see only names.
  */
 static int64
-count_same_name(const HrflowTally *tally, HrflowStatus status)
+count_same_name(const HrflowCounts *counts, HrflowStatus status)
 {
 	int64		n = 0;
 
 	for (int other = HRFLOW_OK; other <= HRFLOW_LAST_STATUS; other++)
 	{
 		if (strcmp(hrflow_status_name(other), hrflow_status_name(status)) == 0)
-			n += tally->by_status[other];
+			n += counts->by_status[other];
 	}
 	return n;
 }
 
 /*
- * Return the most frequent status, by name, among the rows that failed, or
- * HRFLOW_OK if none did.
+ * Return the most frequent status, by name, among the rows or elements that
+ * failed, or HRFLOW_OK if none did.
  */
 static HrflowStatus
-most_frequent_failure(const HrflowTally *tally)
+most_frequent_failure(const HrflowCounts *counts)
 {
 	HrflowStatus most = HRFLOW_OK;
 	int64		n = 0;
 
 	for (int status = HRFLOW_OK + 1; status <= HRFLOW_LAST_STATUS; status++)
 	{
-		if (tally->by_status[status] > 0 && count_same_name(tally, status) > n)
+		if (counts->by_status[status] > 0 && count_same_name(counts, status) > n)
 		{
 			most = status;
-			n = count_same_name(tally, status);
+			n = count_same_name(counts, status);
 		}
 	}
 	return most;
+}
+
+/*
+ * Did all rows or elements fail, or more than half of them with the same
+ * status?
+ */
+static bool
+has_mostly_failed(const HrflowCounts *counts)
+{
+	HrflowStatus status = most_frequent_failure(counts);
+
+	return status != HRFLOW_OK &&
+		(counts->by_status[HRFLOW_OK] == 0 ||
+		 count_same_name(counts, status) > counts->total / 2);
 }
 
 static void
@@ -97,14 +121,17 @@ warn_that_stopped(const HrflowBatchSummary *summary)
 
 /*
  * Warn if a batch was stopped, if all its rows failed, or if more than half of
- * them failed with the same status.  Rows of empty elements do not count.
+ * its rows or elements failed with the same status.  An element that succeeds
+ * may have many rows, but has only one if it fails as a whole.
  */
 void
 hrflow_tally_report(const HrflowTally *tally,
 					const HrflowBatchSummary *summary)
 {
-	HrflowStatus status = most_frequent_failure(tally);
-	int64		nfailed = count_same_name(tally, status);
+	bool		by_row = has_mostly_failed(&tally->rows);
+	const HrflowCounts *counts = by_row ? &tally->rows : &tally->elements;
+	HrflowStatus status = most_frequent_failure(counts);
+	int64		nfailed = count_same_name(counts, status);
 	const HrflowResult *first = &tally->first[status];
 	const char *hint;
 
@@ -113,14 +140,13 @@ hrflow_tally_report(const HrflowTally *tally,
 		warn_that_stopped(summary);
 		return;
 	}
-	if (status == HRFLOW_OK ||
-		(tally->by_status[HRFLOW_OK] > 0 && nfailed <= tally->nrows / 2))
+	if (!has_mostly_failed(counts))
 		return;
 
 	hint = status == HRFLOW_TIMEOUT && summary->expired ?
 		"Raise \"hrflow_embed.batch_timeout\", or request fewer elements at once." :
 		hrflow_error_hint(first);
-	if (status == HRFLOW_NOT_FOUND && nfailed == tally->nrows)
+	if (status == HRFLOW_NOT_FOUND && nfailed == counts->total)
 		ereport(WARNING,
 				(errmsg("none of the profiles in the batch were found in the specified source"),
 				 errdetail_plural("The batch contained " INT64_FORMAT " profile.",
@@ -129,10 +155,15 @@ hrflow_tally_report(const HrflowTally *tally,
 				 errhint("%s", hint)));
 	else
 		ereport(WARNING,
-				(errmsg_plural(INT64_FORMAT " of " INT64_FORMAT " row of the batch failed with status \"%s\"",
+				(by_row ?
+				 errmsg_plural(INT64_FORMAT " of " INT64_FORMAT " row of the batch failed with status \"%s\"",
 							   INT64_FORMAT " of " INT64_FORMAT " rows of the batch failed with status \"%s\"",
-							   tally->nrows,
-							   nfailed, tally->nrows, hrflow_status_name(status)),
+							   counts->total,
+							   nfailed, counts->total, hrflow_status_name(status)) :
+				 errmsg_plural(INT64_FORMAT " of " INT64_FORMAT " element of the batch failed with status \"%s\"",
+							   INT64_FORMAT " of " INT64_FORMAT " elements of the batch failed with status \"%s\"",
+							   counts->total,
+							   nfailed, counts->total, hrflow_status_name(status)),
 				 errdetail("The first error with this status was: %s",
 						   hrflow_error_describe(first)),
 				 hint ? errhint("%s", hint) : 0));

@@ -132,6 +132,16 @@ like(
 	qr/WARNING:  none of the profiles in the batch were found in the specified source/,
 	'a WARNING says that no profile was found');
 
+($out, $err) = batch(
+	ids(40) . ' || ' . ids(60, 'missing'),
+	function => 'hrflow_profile_links',
+	fields => '{"profile": 1, "skills": 1, "interests": 1}');
+is($out, "not_found 60\nok 120", 'A profile that is not found has one row, others have three.');
+like(
+	$err,
+	qr/WARNING:  60 of 100 elements of the batch failed with status "not_found"/,
+	'A WARNING says that more than half of the profiles were not found.');
+
 #
 # Requests that are in flight, but have not been sent, when a batch stops
 #
