@@ -40,6 +40,7 @@
 #include "postgres.h"
 
 #include "ask/batch.h"
+#include "miscadmin.h"
 #include "utils/memutils.h"
 
 typedef struct Batch
@@ -621,20 +622,28 @@ continue_when_idle(Batch *batch)
 /*
  * Let the sink do its work, submit requests, and wait for a reply.  Returns
  * NULL if the transport has no requests left or, with *woken set to true, if
- * the sink is to be called again first.
+ * the sink is to be called again or progress is to be reported first.
  */
 static HrflowReply *
 wait_for_reply(Batch *batch, bool *woken)
 {
 	bool		has_work = batch->sink->methods->work != NULL;
-	int64		wake = HRFLOW_NEVER;
+	int64		wake = hrflow_progress_due(&batch->progress);
+	HrflowReply *reply;
 
 	*woken = false;
 	if (has_work)
-		wake = batch->sink->methods->work(batch->sink, batch->transport);
+		wake = Min(wake, batch->sink->methods->work(batch->sink,
+													batch->transport));
 	refill_transport(batch);
-	return hrflow_transport_next_until(batch->transport, wake,
-									   has_work ? woken : NULL);
+	reply = hrflow_transport_next_until(batch->transport, wake,
+										has_work || wake != HRFLOW_NEVER ?
+										woken : NULL);
+
+	/* A sink that does work processes interrupts itself. */
+	if (*woken && !has_work)
+		CHECK_FOR_INTERRUPTS();
+	return reply;
 }
 
 /*

@@ -458,6 +458,7 @@ extern double hrflow_estimate_items(Jsonb *fields);
 /* in progress.c */
 extern void hrflow_progress_begin(HrflowProgress *progress,
 								  const HrflowSink *sink);
+extern int64 hrflow_progress_due(const HrflowProgress *progress);
 extern void hrflow_progress_show(HrflowProgress *progress,
 								 const HrflowTally *tally, int nasked,
 								 int nelements);

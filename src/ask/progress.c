@@ -29,6 +29,16 @@ hrflow_progress_begin(HrflowProgress *progress, const HrflowSink *sink)
 }
 
 /*
+ * Return the time of the next report, or HRFLOW_NEVER if there is none.
+ */
+int64
+hrflow_progress_due(const HrflowProgress *progress)
+{
+	return progress->is_shown ? progress->shown_at + PROGRESS_INTERVAL :
+		HRFLOW_NEVER;
+}
+
+/*
  * Report progress to the client, at most every PROGRESS_INTERVAL.  "nasked" is
  * the number of elements that have been considered.
  */
@@ -39,12 +49,14 @@ hrflow_progress_show(HrflowProgress *progress, const HrflowTally *tally,
 	int64		now;
 	double		seconds;
 
-	if (!progress->is_shown || nasked == 0)
+	if (!progress->is_shown)
 		return;
 	now = hrflow_clock_now();
 	if (now - progress->shown_at < PROGRESS_INTERVAL)
 		return;
 	progress->shown_at = now;
+	if (nasked == 0)
+		return;
 	seconds = (now - progress->began_at) / (double) HRFLOW_SEC;
 	ereport(INFO,
 			(errmsg("batch: %d of %d elements requested, " INT64_FORMAT " rows so far, " INT64_FORMAT " of them failed, about %.0f s remaining",

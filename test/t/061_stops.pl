@@ -617,6 +617,26 @@ cmp_ok($lost // 500, '<', 100, 'one text at a time is sent while connections bre
 		qr/^INFO:  batch: \d+ of 14 elements requested, \d+ rows so far, 0 of them failed/,
 		'psql shows the progress of a batch that takes seven seconds');
 	cmp_ok(5 * @lines, '<=', time - $began, 'psql shows progress at most every five seconds');
+
+	# The API answers nothing.
+	$api->reset;
+	$api->script('silent');
+	$err = '';
+	my $waiting = IPC::Run::start(
+		[ @psql, '-c', "SET hrflow_embed.request_timeout = '600s'", '-c', $statement ],
+		'>', \$out, '2>', \$err, IPC::Run::timeout(60));
+	eval { $waiting->pump until $err =~ /\n/ };
+	like(
+		$err,
+		qr/^INFO:  batch: 14 of 14 elements requested, 0 rows so far/,
+		'psql shows the progress of a batch before the first reply arrives.');
+	$waiting->signal('INT');
+	$waiting->finish;
+	like(
+		$err,
+		qr/canceling statement due to user request/,
+		'A batch that shows progress can be canceled.');
+	$api->reset;
 }
 
 done_testing();
