@@ -658,7 +658,7 @@ finish_batch(Batch *batch)
 
 	if (summary->refused && batch->sink->methods->reports &&
 		!hrflow_tally_has_succeeded(&batch->outcomes.tally, summary))
-		hrflow_error_raise(&summary->reason);
+		hrflow_tally_raise(summary);
 	put_unsent_links(batch);
 	put_unasked_elements(batch);
 	if (batch->sink->methods->reports)

@@ -449,6 +449,7 @@ extern void hrflow_tally_count(HrflowTally *tally,
 							   const HrflowOutcome *outcome);
 extern bool hrflow_tally_has_succeeded(const HrflowTally *tally,
 									   const HrflowBatchSummary *summary);
+HRFLOW_NORETURN extern void hrflow_tally_raise(const HrflowBatchSummary *summary);
 extern void hrflow_tally_report(const HrflowTally *tally,
 								const HrflowBatchSummary *summary);
 

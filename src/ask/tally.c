@@ -102,6 +102,23 @@ has_mostly_failed(const HrflowCounts *counts)
 		 count_same_name(counts, status) > counts->total / 2);
 }
 
+/*
+ * Raise the reason for which a batch was stopped.  If it is a limit of
+ * requests, add how many elements were processed.
+ */
+void
+hrflow_tally_raise(const HrflowBatchSummary *summary)
+{
+	HrflowResult reason = summary->reason;
+
+	if (reason.status == HRFLOW_OVER_BUDGET ||
+		reason.status == HRFLOW_OVER_DAY)
+		reason.detail = psprintf("%s  The API sent a final reply for %d of %d elements.",
+								 reason.detail, summary->nanswered,
+								 summary->nelements);
+	hrflow_error_raise(&reason);
+}
+
 static void
 warn_that_stopped(const HrflowBatchSummary *summary)
 {

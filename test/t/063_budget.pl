@@ -92,6 +92,12 @@ foreach my $ahead ('on', 'off')
 		"more calls than the limit allows, with read_ahead $ahead");
 }
 is_run(
+	"$limit 3; SELECT count(*) FROM hrflow_profile_embeddings('acme',
+		(SELECT array_agg('missing' || i) FROM generate_series(1, 10) i))",
+	'',
+	qr/ERROR:  53400.*\nDETAIL:  The limit .* is 3\.  The API sent .* for 3 of 10 elements\./,
+	3, 'a batch in which nothing has succeeded before the limit');
+is_run(
 	"$limit 1; SELECT hrflow_profile_embedding('acme', 'fault:status=500')",
 	'', qr/ERROR:  58000/,
 	1, 'a request that fails and may not be retried');
