@@ -12,7 +12,9 @@ use Test::More;
 
 my $key = $Hrflow::StandIn::KEY;
 
-my $api = Hrflow::StandIn->new('--latency' => 300);
+# A 429 also limits the rate of its key, so there is another key.
+my $other_key = 'askr_fedcba9876543210fedcba9876543210';
+my $api = Hrflow::StandIn->new('--latency' => 300, '--key' => $key, '--key' => $other_key);
 
 # Maximum number of attempts to observe growth, which stops while the machine is busy
 my $most_tries = 10;
@@ -131,6 +133,21 @@ foreach my $fault ('status=503', 'break=1')
 	$api->reset;
 	$cut->ask(batch(200));
 	cmp_ok($api->stats->{max_in_flight}, '<', 120, "fewer requests are in flight after \"$fault\"");
+	$cut->finish;
+}
+
+{
+	my $cut = Hrflow::Session->new($node);
+
+	$cut->ask("SET hrflow_embed.max_attempts = 1; SET hrflow_embed.api_key = '$other_key';");
+	$cut->ask(batch(800));
+	$api->reset;
+	$api->script('status=429');
+	like($cut->ask(batch(40)), qr/limited the rate of requests/, 'A batch is refused by 429.');
+	$api->reset;
+	$cut->ask("SET hrflow_embed.api_key = '$key';" . batch(200));
+	cmp_ok($api->stats->{max_in_flight},
+		'<', 120, 'After a 429, fewer requests are in flight, also with another key.');
 	$cut->finish;
 }
 
