@@ -46,6 +46,7 @@ static const StatusInfo status_info[] = {
 		.sqlerrcode = ERRCODE_NO_DATA_FOUND,
 		.message = "HrFlow profile has no vector for a requested section",
 		.hint = "Request fewer sections in \"fields\", or one at a time.",
+		.link_hint = "Request the profile or job again to get a new link.",
 		.link_message = "vector of the link does not exist"
 	},
 	[HRFLOW_UNAUTHORIZED] = {
@@ -61,7 +62,8 @@ static const StatusInfo status_info[] = {
 	[HRFLOW_PROXY_REFUSED] = {
 		.sqlerrcode = ERRCODE_INVALID_AUTHORIZATION_SPECIFICATION,
 		.message = "proxy in \"hrflow_embed.proxy\" refused the user or password",
-		.hint = "Check the user and the password in \"hrflow_embed.proxy\"."
+		.hint = "Check the user and the password in \"hrflow_embed.proxy\".",
+		.link_hint = "Check the user and the password in \"hrflow_embed.proxy\"."
 	},
 	[HRFLOW_OVER_QUOTA] = {
 		.sqlerrcode = ERRCODE_CONFIGURATION_LIMIT_EXCEEDED,
@@ -72,6 +74,7 @@ static const StatusInfo status_info[] = {
 		.sqlerrcode = ERRCODE_CONFIGURATION_LIMIT_EXCEEDED,
 		.message = "the HrFlow API limited the rate of requests",
 		.hint = "Try again later, or send fewer requests per minute.",
+		.link_hint = "Fetch the link again later, or lower \"hrflow_embed.max_concurrency\".",
 		.link_message = "the link's host limited the rate of requests"
 	},
 	[HRFLOW_OVER_BUDGET] = {
@@ -111,12 +114,14 @@ static const StatusInfo status_info[] = {
 		.sqlerrcode = ERRCODE_PROTOCOL_VIOLATION,
 		.message = "invalid reply from the HrFlow API",
 		.hint = "Check that \"hrflow_embed.base_url\" is the URL of the HrFlow API.",
+		.link_hint = "Check that the link is one that the HrFlow API has returned.",
 		.link_message = "invalid reply from the link's host"
 	},
 	[HRFLOW_HTTP_ERROR] = {
 		.sqlerrcode = ERRCODE_SYSTEM_ERROR,
 		.message = "the HrFlow API returned an error",
 		.hint = "Try again later.  If the error persists, check \"hrflow_embed.base_url\".",
+		.link_hint = "Fetch the link again later.  If the error persists, request the profile or job again to get a new link.",
 		.link_message = "the link's host returned an error"
 	},
 	[HRFLOW_TOO_LARGE] = {
@@ -138,7 +143,9 @@ static const StatusInfo status_info[] = {
 	},
 	[HRFLOW_INVALID_VECTOR] = {
 		.sqlerrcode = ERRCODE_INVALID_BINARY_REPRESENTATION,
-		.message = "invalid vector"
+		.message = "invalid vector",
+		.hint = "Try again.  If the error persists, report it to HrFlow.",
+		.link_hint = "Check that the link is one that the HrFlow API has returned."
 	}
 };
 
@@ -210,6 +217,11 @@ static const struct
 		.endpoint = HRFLOW_DOCUMENT,
 		.status = HRFLOW_FORBIDDEN,
 		.hint = "Check that the API key may embed documents."
+	},
+	{
+		.endpoint = HRFLOW_DOCUMENT,
+		.status = HRFLOW_INVALID_VECTOR,
+		.hint = "Check \"hrflow_embed.vector_dimension\".  If the error persists, report it to HrFlow."
 	},
 	{
 		.endpoint = HRFLOW_DOCUMENT,
