@@ -110,8 +110,8 @@ foreach my $case (
 	like(
 		$err,
 		qr/ERROR:  invalid request to the HrFlow API/,
-		'Texts that are all refused, except one that was lost, are an error.');
-	is(scalar($other->log), 33, 'One text that was lost costs one more request.');
+		'texts that are all refused, except one that was lost, are an error');
+	is(scalar($other->log), 33, 'one text that was lost costs one more request');
 }
 
 $api->reset;
@@ -136,11 +136,11 @@ like(
 	ids(40) . ' || ' . ids(60, 'missing'),
 	function => 'hrflow_profile_links',
 	fields => '{"profile": 1, "skills": 1, "interests": 1}');
-is($out, "not_found 60\nok 120", 'A profile that is not found has one row, others have three.');
+is($out, "not_found 60\nok 120", 'a profile that is not found has one row, others have three');
 like(
 	$err,
 	qr/WARNING:  60 of 100 elements of the batch failed with status "not_found"/,
-	'A WARNING says that more than half of the profiles were not found.');
+	'a WARNING says that more than half of the profiles were not found');
 
 #
 # Requests that are in flight, but have not been sent, when a batch stops
@@ -297,9 +297,9 @@ is( $node->safe_psql(
 	like(
 		$err,
 		qr/ERROR:  the HrFlow API did not answer in time/,
-		'A batch is an error if the API accepts connections, but does not answer.');
+		'a batch is an error if the API accepts connections, but does not answer');
 	is($silent->stats->{api_requests},
-		32, 'If the API does not answer for more than ten seconds, no more requests are sent.');
+		32, 'if the API does not answer for more than ten seconds, no more requests are sent');
 
 	$silent->reset;
 	my $session = Hrflow::Session->new($node);
@@ -313,7 +313,7 @@ is( $node->safe_psql(
 			  . ids(100)
 			  . ') GROUP BY status;'),
 		"ok|100\n-- done\n",
-		'A batch continues if only the connections that it has kept were silent.');
+		'a batch continues if only the connections that it has kept were silent');
 	$session->finish;
 }
 
@@ -377,10 +377,10 @@ is( $node->safe_psql(
 	like(
 		$err,
 		qr/ERROR:  the HrFlow API returned an error/,
-		'A batch to which the API answers HTTP 500 is an error.');
+		'a batch to which the API answers HTTP 500 is an error');
 	is(scalar($broken->log),
 		128,
-		'A batch to which the API answers HTTP 500 sends 32 requests, with four attempts each.');
+		'a batch to which the API answers HTTP 500 sends 32 requests, with four attempts each');
 
 	my $mixed = Hrflow::StandIn->new;
 	my $ids = q{(SELECT array_agg('fault:status=50' || i % 2 * 3 || ',id=' || i)
@@ -390,9 +390,9 @@ is( $node->safe_psql(
 	like(
 		$err,
 		qr/ERROR:  the HrFlow API returned an error/,
-		'A batch to which the API answers HTTP 500 or 503 is an error.');
+		'a batch to which the API answers HTTP 500 or 503 is an error');
 	cmp_ok(scalar($mixed->log), '<', 400,
-		'A batch to which the API answers HTTP 500 or 503 does not send all requests.');
+		'a batch to which the API answers HTTP 500 or 503 does not send all requests');
 }
 
 # Failures of links do not pause the account.
@@ -516,9 +516,9 @@ my ($gone_host) = $closed =~ m{^(.*)/v1$};
 like(
 	$err,
 	qr/ERROR:  could not connect to the link's host/,
-	'A batch of links is an error if their host is down.');
+	'a batch of links is an error if their host is down');
 ($out, $err) = fetch(100, "SELECT '$gone_host/' || i FROM generate_series(1, 40) i");
-is($out, "connection_failed 40\nok 100", 'Links to other hosts are fetched if one host is down.');
+is($out, "connection_failed 40\nok 100", 'links to other hosts are fetched if one host is down');
 
 foreach my $fault ('v.reset', 'v.status=503')
 {
@@ -535,11 +535,11 @@ $api->script('v.reset');
 ($out, $err) = fetch(3000);
 is( $out,
 	"connection_failed 2700\nok 300",
-	'Links that were fetched before their host went down are kept.');
+	'links that were fetched before their host went down are kept');
 like(
 	$err,
 	qr/batch stopped early: lost the connection .*\n.*final reply for 300 of 3000 links/,
-	'A WARNING says why a batch of links stopped early.');
+	'a WARNING says why a batch of links stopped early');
 
 # A text may have been processed when its connection breaks: it is not sent again.
 $api->reset;
@@ -629,13 +629,13 @@ cmp_ok($lost // 500, '<', 100, 'one text at a time is sent while connections bre
 	like(
 		$err,
 		qr/^INFO:  batch: 14 of 14 elements requested, 0 rows so far/,
-		'psql shows the progress of a batch before the first reply arrives.');
+		'psql shows the progress of a batch before the first reply arrives');
 	$waiting->signal('INT');
 	$waiting->finish;
 	like(
 		$err,
 		qr/canceling statement due to user request/,
-		'A batch that shows progress can be canceled.');
+		'a batch that shows progress can be canceled');
 	$api->reset;
 }
 
