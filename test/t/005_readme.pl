@@ -101,12 +101,15 @@ my %looks = (
 		[   qr/^ALTER SYSTEM/m,
 			prints => qr/"api_key_permission": "read"/,
 			name => 'hrflow_auth() prints the permissions of the key' ],
+		[   qr/LIMIT 3/,
+			prints => qr/\A(?:(?:nurse-[12]|welder-1)\|profile\|ok\|1024\n?){3}\z/,
+			name => 'the first query returns the vectors of three candidates' ],
 		[   qr/^GRANT EXECUTE/,
 			then => sub {
 				is( as_recruiter(
 						"SELECT count(hrflow_profile_embedding('acme', hrflow_id)) FROM candidate"),
 					'3',
-					"a recruiter can run the first query after the README's GRANTs");
+					"a recruiter can run the README's query for links after its GRANTs");
 			}
 		],
 		[   qr/'PROFILE_ID', '\{"profile": 1, "skills": 1\}'/,
