@@ -673,7 +673,7 @@ hrflow_content_share(HrflowRun *run, const HrflowProfile *leader)
 		if (leader->vectors != NIL)
 			give_vector(run, profile,
 						((HrflowVector *) linitial(leader->vectors))->value);
-		hrflow_state_land(run, profile);
+		hrflow_suspects_land(run, profile);
 	}
 }
 

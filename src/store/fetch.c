@@ -448,7 +448,7 @@ hrflow_fetch_take(HrflowRun *run, HrflowWanted *wanted,
 	if (profile->is_probe)
 		clear_source(run, profile);
 	hrflow_content_share(run, profile);
-	hrflow_state_land(run, profile);
+	hrflow_suspects_land(run, profile);
 }
 
 /*
@@ -470,7 +470,7 @@ hrflow_fetch_give_up(HrflowRun *run)
 			profile->unasked = true;
 			profile->was_sent = profile->body != NULL;
 			hrflow_content_share(run, profile);
-			hrflow_state_land(run, profile);
+			hrflow_suspects_land(run, profile);
 		}
 	}
 }

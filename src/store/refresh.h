@@ -569,9 +569,11 @@ extern Interval *hrflow_state_get_interval(FunctionCallInfo fcinfo, int argno,
 										   const char *name);
 extern Interval *hrflow_state_get_max_age(FunctionCallInfo fcinfo, int argno);
 extern void hrflow_state_set(HrflowRun *run, HrflowProfile *profile);
-extern void hrflow_state_land(HrflowRun *run, HrflowProfile *profile);
 extern void hrflow_state_arrive(HrflowRun *run, HrflowProfile *profile);
-extern void hrflow_state_settle_suspects(HrflowRun *run);
+
+/* in suspects.c */
+extern void hrflow_suspects_land(HrflowRun *run, HrflowProfile *profile);
+extern void hrflow_suspects_settle(HrflowRun *run);
 
 /* in interrupt.c */
 extern void hrflow_interrupts_begin(void);

@@ -366,7 +366,7 @@ release_leases(HrflowRun *run)
 void
 hrflow_settle(HrflowRun *run)
 {
-	hrflow_state_settle_suspects(run);
+	hrflow_suspects_settle(run);
 	hrflow_model_settle(run);
 	run->is_settling = true;
 	write_rest(run);

@@ -73,7 +73,8 @@ unlike(
 	$store->call(q{fields => '{"profile": 1, "skills": 1}'}),
 	qr/was stopped/,
 	'a run does not stop because one section cannot be read');
-is( $store->sql(q{SELECT count(*), min(p.attempts) FROM shop.embedding
+is( $store->sql(
+		q{SELECT count(*), min(p.attempts) FROM shop.embedding
 		JOIN shop.embedding_profile p USING (source_id, profile_id)}),
 	'60|1',
 	'the section that can be read is stored for each profile, and an attempt is counted');
@@ -93,8 +94,10 @@ unlike($printed, qr/WARNING/, 'a run does not stop because of some invalid vecto
 foreach my $fault ('v.nan', 'v.error=SignatureDoesNotMatch')
 {
 	$store->track("SELECT 'fault:$fault,id=' || i FROM generate_series(1, 200) i");
-	like($store->call('batch_size => 16'),
-		stopped($useless[0], ''), "a run stops after a batch of profiles with $fault");
+	like(
+		$store->call('batch_size => 16'),
+		stopped($useless[0], ''),
+		"a run stops after a batch of profiles with $fault");
 	cmp_ok(
 		scalar(keys %{ $store->asked }),
 		'<=',
