@@ -155,8 +155,8 @@ put_outcome(Batch *batch, int element, HrflowOpenLinks *links,
 {
 	hrflow_outcome_put(&batch->outcomes, element, links, outcome);
 	if (outcome->evidence == HRFLOW_EVIDENCE_ALL &&
-		hrflow_refusal_count_outcome(&batch->refusal, element,
-									 outcome->result, count_unasked(batch)))
+		hrflow_refusal_count_outcome(&batch->refusal, outcome->result,
+									 outcome->is_last, count_unasked(batch)))
 		refuse_rest(batch, outcome->result);
 }
 

@@ -377,7 +377,7 @@ typedef struct HrflowRefusal
 								 * HRFLOW_FORBIDDEN */
 	int			nrefused;		/* number of elements in succession refused
 								 * for the same reason */
-	int			last_refused;	/* the element refused last, or -1 */
+	int64		refused_since;	/* when the first of them was, if any */
 	HrflowStatus status;		/* status of these refusals */
 	int			http_status;	/* their HTTP status, or 0 if there is none */
 } HrflowRefusal;
@@ -415,6 +415,7 @@ extern HrflowBatchRequest *hrflow_queue_take_link(HrflowQueue *queue);
 extern void hrflow_queue_send_links(HrflowQueue *queue);
 
 /* in outage.c */
+extern bool hrflow_outage_could_cause(const HrflowResult *result);
 extern bool hrflow_outage_can_watch(HrflowSource *source,
 									MemoryContext context);
 extern void hrflow_outage_init(HrflowOutage *outage, HrflowQueue *queue,
@@ -440,9 +441,9 @@ extern void hrflow_refusal_count_asked(HrflowRefusal *refusal);
 extern bool hrflow_refusal_count_answer(HrflowRefusal *refusal,
 										HrflowSource *source, int element,
 										const HrflowResult *result);
-extern bool hrflow_refusal_count_outcome(HrflowRefusal *refusal, int element,
+extern bool hrflow_refusal_count_outcome(HrflowRefusal *refusal,
 										 const HrflowResult *result,
-										 int nunasked);
+										 bool is_last, int nunasked);
 
 /* in tally.c */
 extern void hrflow_tally_count(HrflowTally *tally,

@@ -49,9 +49,8 @@
 #define PROBE_PAUSE (250 * HRFLOW_MSEC)
 
 /*
- * Do all links of a source have the same origin?  Elements that are not valid
- * URLs are ignored, because there are no requests for them.  "context" is
- * reset.
+ * Do all links of a source have the same origin?  Links that are refused are
+ * ignored, because there are no requests for them.  "context" is reset.
  */
 static bool
 is_same_for_all(HrflowSource *source, MemoryContext context)
@@ -64,14 +63,15 @@ is_same_for_all(HrflowSource *source, MemoryContext context)
 	{
 		HrflowElementRequest request = {0};
 		HrflowResult problem = {0};
-		HrflowUrl	parsed;
+		bool		by_name;
 
 		if (i % 10000 == 0)
 			CHECK_FOR_INTERRUPTS();
 		MemoryContextSwitchTo(context);
 		if (source->methods->make_request(source, i, &request, &problem) ==
 			HRFLOW_ELEMENT_ASKED &&
-			hrflow_url_parse(request.url, &parsed) == NULL)
+			hrflow_link_refusal(request.url, source->settings->link_hosts,
+								&by_name) == NULL)
 		{
 			if (first == NULL)
 				first = MemoryContextStrdup(old, request.url);
@@ -113,8 +113,8 @@ hrflow_outage_init(HrflowOutage *outage, HrflowQueue *queue, bool is_watched)
  * behind them is down.  HTTP 500 and other server errors do not count, because
  * a single element can cause them.
  */
-static bool
-could_be_outage(const HrflowResult *result)
+bool
+hrflow_outage_could_cause(const HrflowResult *result)
 {
 	switch (result->status)
 	{
@@ -138,7 +138,7 @@ static bool
 is_inconclusive(const HrflowResult *result)
 {
 	return result->status == HRFLOW_HTTP_ERROR && result->transient &&
-		!could_be_outage(result);
+		!hrflow_outage_could_cause(result);
 }
 
 /*
@@ -203,7 +203,7 @@ may_park(const HrflowOutage *outage, const HrflowBatchRequest *request,
 	const HrflowWatchedServer *server = &outage->servers[hrflow_server_of(result)];
 
 	/* Park the request only if an outage could have caused its failure. */
-	if (!outage->is_watched || !could_be_outage(result))
+	if (!outage->is_watched || !hrflow_outage_could_cause(result))
 		return false;
 
 	/*
@@ -300,14 +300,15 @@ hrflow_outage_count_attempt(HrflowOutage *outage, const HrflowReply *reply,
 
 	if (!outage->is_watched)
 		return HRFLOW_OUTAGE_NONE;
-	if (could_be_outage(result))
+	if (hrflow_outage_could_cause(result))
 	{
 		count_failure(server, reply, result, now);
 		return is_lasting(server, result, now) ? HRFLOW_OUTAGE_LASTING :
 			HRFLOW_OUTAGE_POSSIBLE;
 	}
 	if (is_inconclusive(result))
-		return HRFLOW_OUTAGE_POSSIBLE;
+		return is_lasting(server, result, now) ? HRFLOW_OUTAGE_LASTING :
+			HRFLOW_OUTAGE_POSSIBLE;
 	server->answered_at = now;
 	server->nfailures = 0;
 	while (was_down && resend_parked(outage, id))

@@ -8,13 +8,21 @@
  * been refused because of something that the requests have in common: for
  * example, a field that the API does not know, or links that link_hosts does
  * not allow.  It is also assumed if this many elements in succession, first or
- * not, have failed with server errors, such as HTTP 500, after all attempts.
+ * not, have failed with the same server error, such as HTTP 500, after all
+ * attempts.
  *
  *-------------------------------------------------------------------------
  */
 #include "postgres.h"
 
 #include "ask/batch.h"
+
+/*
+ * Minimum time, in microseconds, for which all elements must have failed with
+ * a server error for a batch to be stopped, if an earlier element had another
+ * outcome.  It is as long as an outage that stops a batch; see outage.c.
+ */
+#define ERRORS_LIMIT (10 * HRFLOW_SEC)
 
 /*
  * Start watching a batch.  If "is_watched" is false, only answers that apply
@@ -27,7 +35,6 @@ hrflow_refusal_init(HrflowRefusal *refusal, bool is_watched, bool on_trial)
 	memset(refusal, 0, sizeof(*refusal));
 	refusal->is_watched = is_watched;
 	refusal->on_trial = on_trial;
-	refusal->last_refused = -1;
 }
 
 /*
@@ -93,22 +100,14 @@ is_about_request(const HrflowResult *result)
 		(result->status == HRFLOW_INVALID_REQUEST && result->http_status != 0);
 }
 
+/*
+ * Did the request fail with HTTP 500 or another server error that does not
+ * indicate an outage?
+ */
 static bool
 is_server_error(const HrflowResult *result)
 {
 	return result->status == HRFLOW_HTTP_ERROR && result->transient;
-}
-
-/*
- * Did the request fail in a way that shows nothing about the request itself,
- * because the server could not be reached or did not reply?
- */
-static bool
-shows_nothing(const HrflowResult *result)
-{
-	return result->status == HRFLOW_CONNECT_FAILED ||
-		result->status == HRFLOW_CONNECTION_LOST ||
-		result->status == HRFLOW_TIMEOUT;
 }
 
 /*
@@ -121,7 +120,7 @@ static bool
 is_same_refusal(const HrflowRefusal *refusal, const HrflowResult *result)
 {
 	return result->status == refusal->status &&
-		(result->http_status == refusal->http_status || is_server_error(result));
+		result->http_status == refusal->http_status;
 }
 
 /*
@@ -133,7 +132,6 @@ restart_count(HrflowRefusal *refusal)
 {
 	refusal->on_trial = false;
 	refusal->nrefused = 0;
-	refusal->last_refused = -1;
 }
 
 /*
@@ -141,12 +139,18 @@ restart_count(HrflowRefusal *refusal)
  * elements that remain to be requested.  Returns whether enough elements have
  * been refused for the same reason, without any other outcome, to stop the
  * batch.
+ *
+ * Failures that could be caused by an outage show nothing about the requests;
+ * outage.c decides about them.  If elements were not refused from the
+ * beginning, server errors must also last for some time, because all requests
+ * in flight may fail within a moment.
  */
 bool
-hrflow_refusal_count_outcome(HrflowRefusal *refusal, int element,
-							 const HrflowResult *result, int nunasked)
+hrflow_refusal_count_outcome(HrflowRefusal *refusal,
+							 const HrflowResult *result, bool is_last,
+							 int nunasked)
 {
-	if (!refusal->is_watched || shows_nothing(result))
+	if (!refusal->is_watched || hrflow_outage_could_cause(result))
 		return false;
 	if (refusal->nrefused > 0 && !is_same_refusal(refusal, result))
 		restart_count(refusal);
@@ -158,9 +162,14 @@ hrflow_refusal_count_outcome(HrflowRefusal *refusal, int element,
 	}
 	refusal->status = result->status;
 	refusal->http_status = result->http_status;
-	if (element != refusal->last_refused)
+	if (refusal->nrefused == 0)
+		refusal->refused_since = hrflow_clock_now();
+	if (is_last)
 		refusal->nrefused++;
-	refusal->last_refused = element;
-	return refusal->nrefused >= HRFLOW_MAX_WASTED &&
-		(nunasked > 0 || !is_server_error(result));
+	if (refusal->nrefused < HRFLOW_MAX_WASTED)
+		return false;
+	return !is_server_error(result) ||
+		(nunasked > 0 &&
+		 (refusal->on_trial ||
+		  hrflow_clock_now() - refusal->refused_since > ERRORS_LIMIT));
 }

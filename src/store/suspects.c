@@ -284,13 +284,15 @@ hrflow_suspects_land(HrflowRun *run, HrflowProfile *profile)
  * otherwise never record a failure.  However, if the run is stopping for any
  * reason, they are treated as in an outage, because there was no time for
  * other replies.  If it is stopping because there were no replies, an outage
- * is reported.
+ * is reported.  The reason for an earlier stop is kept.
  */
 void
 hrflow_suspects_settle(HrflowRun *run)
 {
-	if (run->nsuspects >= MIN_OUTAGE ||
-		(run->nsuspects > 0 && run->is_unanswered))
+	if (run->stop_reason != NULL)
+		;						/* there is another reason for the stop */
+	else if (run->nsuspects >= MIN_OUTAGE ||
+			 (run->nsuspects > 0 && run->is_unanswered))
 		note_outage(run);
 	else if (run->is_unanswered)
 	{

@@ -435,9 +435,8 @@ report_missing_store(TriggerData *trigdata)
 			(errcode(ERRCODE_UNDEFINED_TABLE),
 			 errmsg("store %s of trigger \"%s\" does not exist", store,
 					trigger->tgname),
-			 TRIGGER_FIRED_BY_DELETE(trigdata->tg_event) ||
-			 TRIGGER_FIRED_BY_TRUNCATE(trigdata->tg_event) ?
-			 errdetail("If the store was renamed, the vectors of deleted rows have not been erased.") : 0,
+			 TRIGGER_FIRED_BY_INSERT(trigdata->tg_event) ? 0 :
+			 errdetail("If the store was renamed, the vectors of deleted rows and of former identifiers have not been erased."),
 			 errhint("Run DROP TRIGGER %s ON %s.  If the store was renamed, also call hrflow_track_table() for it.",
 					 quote_identifier(trigger->tgname),
 					 hrflow_store_relation_name(table))));

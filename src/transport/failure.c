@@ -112,7 +112,7 @@ classify_code(HrflowTransfer *transfer, CURLcode code)
 			 * excused time, was shorter than request_timeout, it was the
 			 * limit for connecting.  After request_timeout, a retry would
 			 * only make a slow server process the request again, unless the
-			 * request has not reached the server.
+			 * connection over which it was sent is probably dead.
 			 */
 			if (was_sent || hrflow_clock_now() - transfer->attempt.began -
 				transfer->attempt.excused >=
@@ -177,7 +177,7 @@ refusal_of_proxy(const HrflowTransfer *transfer, CURLcode code)
 							 &connect_status);
 	if (connect_status == 407)
 		return "The proxy answered HTTP 407.";
-	if (connect_status / 100 == 2)
+	if (connect_status / 100 == 2 && transfer->attempt.nsent == 0)
 		hrflow_advance_pass_proxy(transfer);
 	if (code == CURLE_PROXY)
 		(void) curl_easy_getinfo(transfer->easy, CURLINFO_PROXY_ERROR,

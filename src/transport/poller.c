@@ -325,8 +325,8 @@ hrflow_poller_find_silent(int local_port, int64 since)
 }
 
 /*
- * Has the kernel repeatedly sent data over a connection without an
- * acknowledgment from the peer's kernel?  Then the connection is dead, unlike
+ * Is the kernel sending data over a connection again, because the peer's
+ * kernel has not acknowledged it?  Then the connection is probably dead, unlike
  * that of a server that takes a long time to reply.  Always false on systems
  * other than Linux.
  */

@@ -507,17 +507,16 @@ next_ready(HrflowTransport *transport)
 static bool
 awaits_proxy(const HrflowTransfer *transfer)
 {
-	HrflowTransport *transport = transfer->transport;
 	dlist_iter	iter;
 
-	if (!hrflow_advance_may_be_refused(transport->settings) ||
+	if (!hrflow_advance_may_be_refused(transfer->transport->settings) ||
 		!hrflow_curl_uses_proxy(transfer))
 		return false;
-	dlist_foreach(iter, &transport->in_flight)
+	dlist_foreach(iter, hrflow_transfer_in_flight())
 	{
-		const HrflowTransfer *other = dlist_container(HrflowTransfer, node, iter.cur);
+		const HrflowTransfer *other = dlist_container(HrflowTransfer, in_flight, iter.cur);
 
-		if (other->attempt.uses_proxy && other->attempt.nsent == 0)
+		if (other->attempt.uses_proxy && other->state < HRFLOW_SENT)
 			return true;
 	}
 	return false;

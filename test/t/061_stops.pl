@@ -397,13 +397,13 @@ is( $node->safe_psql(
 
 # Failures of links do not pause the account.
 foreach my $case (
-	[   'v.status=500',
+	[   'v.status=500,v.latency=500',
 		200,
 		ids(3000),
-		'SET hrflow_embed.max_attempts = 1;',
+		'SET hrflow_embed.max_attempts = 1; SET hrflow_embed.max_concurrency = 16;',
 		qr/^http_error \d+\nok 200$/,
 		qr/WARNING:  batch stopped early: the link's host returned an error/,
-		'32 server errors in succession stop a batch' ],
+		'server errors for more than ten seconds stop a batch' ],
 	[   undef,
 		0,
 		ids(10, 'a') . '||' . ids(31, 'fault:v.status=500,id=') . '||' . ids(10, 'b'),
@@ -558,6 +558,30 @@ my ($lost, $embedded) = $out =~ /(\d+)/g;
 is(($lost // 0) + ($embedded // 0),
 	500, 'each text has a row after a second of broken connections');
 cmp_ok($lost // 500, '<', 100, 'one text at a time is sent while connections break');
+
+# A text is not sent again after a server error, either.
+foreach my $status (500, 503)
+{
+	my $restarted = Hrflow::StandIn->new('--latency' => 20);
+
+	$restarted->script('id=ok', count => 50);
+	$restarted->script("status=$status", ms => 1000);
+	my ($rows, $errors) = ('', '');
+	$node->psql(
+		'postgres', "SET hrflow_embed.max_concurrency = 4;
+		SET hrflow_embed.base_url = '" . $restarted->base_url . "';
+		SELECT status || ' ' || count(*)
+		FROM hrflow_text_embeddings((SELECT array_agg('nurse ' || i)
+			FROM generate_series(1, 1000) i))
+		GROUP BY status ORDER BY 1",
+		stdout => \$rows,
+		stderr => \$errors);
+	my ($n_failed, $n_embedded) = $rows =~ /^http_error (\d+)\nok (\d+)$/;
+	is(($n_failed // 0) + ($n_embedded // 0),
+		1000, "each text has a row after a second of HTTP $status");
+	cmp_ok($n_embedded // 0, '>=', 600, "a second of HTTP $status does not stop a batch of texts");
+	unlike($errors, qr/stopped early/, "no WARNING says that a second of HTTP $status stopped it");
+}
 
 #
 # Pauses of an outage are for requests, so elements for which none is sent do not wait

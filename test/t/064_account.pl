@@ -520,7 +520,7 @@ foreach my $late ('429,retry_after=10', '429,retry_after=300', '503,retry_after=
 {
 	my $closed = Hrflow::StandIn->new;
 
-	$closed->script("status=$late,latency=2500", count => 1);
+	$closed->script("status=$late,latency=6000", count => 1);
 	$closed->script('status=429,retry_after=86400', count => 1);
 	timed("SET statement_timeout = '60s'; " . batch($closed, ids(2)));
 	is($closed->stats->{requests}, 2, "two requests are refused, one of them later, by $late");

@@ -97,7 +97,7 @@ foreach my $case (
 				SELECT status FROM hrflow_profile_embeddings('acme', '{fault:silent}');}),
 			'timeout',
 			"a profile times out that the server does not answer, over $name");
-		is($api->stats->{requests}, 1, "that profile is requested once, over $name");
+		cmp_ok($api->stats->{requests}, '<=', 1, "that profile is not requested again, over $name");
 	}
 	$session->finish;
 }

@@ -21,9 +21,17 @@ my $node = Hrflow::Node->new(
 my $store = Hrflow::Store->new($node, $api, 'shop');
 my $texts = Hrflow::Store->new($node, $api, 'words', content => 'text');
 
-sub stopped { return qr/WARNING:  .*was stopped: $_[0]; $_[1]/; }
-my @useless = ('no profile could be fetched completely', 'due|1|t');
-my @down = ("the links' host sent no usable reply", 'due|0|t');
+sub stopped
+{
+	my ($reason, $detail) = @_;
+	return qr/WARNING:  .*was stopped: \Q$reason\E; .*\nDETAIL:  .*\Q$detail\E/;
+}
+my $useless = stopped('no profile could be fetched completely',
+	q{The API has replied for these profiles, so their "attempts" were incremented});
+my $down =
+  stopped("the links' host sent no usable reply", q{no profile's "attempts" were incremented});
+my @useless = ($useless, 'due|1|t');
+my @down = ($down, 'due|0|t');
 
 #
 # All profiles fail, for the same reason or for several
@@ -56,14 +64,14 @@ foreach my $case (
 	$store->track(
 		"SELECT 'fault:' || f || ',id=' || i
 		FROM generate_series(1, 12) i, (VALUES $values) v(f)");
-	like($store->call, stopped($reason, ''), "a run stops because of $name");
+	like($store->call, $reason, "a run stops because of $name");
 	is($store->profiles('state, attempts, due_at > now()'),
 		$states, $states =~ /1/ ? "$name count as attempts" : "$name do not count as attempts");
 }
 
 my $words = encode_base64url('[{"embedding": [1, "two"]}]', '');
 $texts->track("SELECT 'fault:data=$words,id=' || i FROM generate_series(1, 12) i");
-like($texts->call, stopped($useless[0], ''), 'a run stops because of texts with invalid vectors');
+like($texts->call, $useless, 'a run stops because of texts with invalid vectors');
 is($texts->sql('SELECT DISTINCT state, attempts FROM words.embedding_profile'),
 	'due|1', 'invalid vectors of texts count as attempts');
 
@@ -94,10 +102,8 @@ unlike($printed, qr/WARNING/, 'a run does not stop because of some invalid vecto
 foreach my $fault ('v.nan', 'v.error=SignatureDoesNotMatch')
 {
 	$store->track("SELECT 'fault:$fault,id=' || i FROM generate_series(1, 200) i");
-	like(
-		$store->call('batch_size => 16'),
-		stopped($useless[0], ''),
-		"a run stops after a batch of profiles with $fault");
+	like($store->call('batch_size => 16'),
+		$useless, "a run stops after a batch of profiles with $fault");
 	cmp_ok(
 		scalar(keys %{ $store->asked }),
 		'<=',

@@ -279,7 +279,8 @@ foreach my $root (qw(false true))
 	in_db('whole', "ALTER PUBLICATION parts SET (publish_via_partition_root = $root)");
 	in_db('copy', 'ALTER SUBSCRIPTION parts REFRESH PUBLICATION WITH (copy_data = false)');
 	is( in_db(
-			'copy', 'SELECT string_agg(srrelid::regclass::text, $$ $$ ORDER BY 1)
+			'copy',
+			'SELECT string_agg(srrelid::regclass::text, $$ $$ ORDER BY srrelid::regclass::text)
 			FROM pg_subscription_rel'),
 		$root eq 'true' ? 'part part_profile' : 'part_0 part_profile_0',
 		"publish_via_partition_root = $root: the subscription lists what it writes to");
