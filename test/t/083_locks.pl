@@ -407,7 +407,7 @@ foreach my $statement (
 my ($status, undef, $refused) = $node->psql('postgres', "SET ROLE keeper; $reconcile");
 like(
 	$refused,
-	qr/ERROR:\ \ trigger\ "\w+"\ of\ table\ "candidate"\ does\ not\ feed\ store\ public\.embedding\n
+	qr/ERROR:\ \ trigger\ "\w+"\ for\ relation\ "candidate"\ already\ exists\n
 		DETAIL:\ \ The\ trigger\ belongs\ to\ store\ public\.old\.\n
 		HINT:\ \ If\ that\ store\ has\ been\ renamed,\ first\ call\ hrflow_track_table\(\)\ for\ it/x,
 	'a store does not take the triggers of one that was renamed');
