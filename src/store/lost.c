@@ -391,7 +391,7 @@ hrflow_lost_why_kept(const HrflowRun *run)
 	return run->has_no_aside ?
 		_("The store has no table for vectors that are put aside.") :
 		run->has_no_limit ?
-		_("The table of profiles has no column \"erased_at\", so it is not known how many profiles have lost vectors within 24 hours.") :
+		_("The table of profiles has no column \"erased_at\", so it is not known how many profiles have lost vectors within the last 24 hours.") :
 		_("At most 5% of the profiles of a store or 20 profiles, whichever is greater, lose vectors in this way within 24 hours.");
 }
 
@@ -403,8 +403,8 @@ warn_of_kept(const HrflowRun *run)
 {
 	if (run->nkept > 0)
 		ereport(WARNING,
-				(errmsg_plural("refresh of %s keeps the vectors of " INT64_FORMAT " profile that the API no longer has",
-							   "refresh of %s keeps the vectors of " INT64_FORMAT " profiles that the API no longer has",
+				(errmsg_plural("refresh of %s keeps the vectors of " INT64_FORMAT " profile although the API no longer has them",
+							   "refresh of %s keeps the vectors of " INT64_FORMAT " profiles although the API no longer has them",
 							   run->nkept, run->name, run->nkept),
 				 errdetail_internal("%s", hrflow_lost_why_kept(run)),
 				 errhint_plural("Check \"hrflow_embed.base_url\", the API key and the source.  If the profile was deleted, untrack it with hrflow_untrack().",
@@ -423,8 +423,8 @@ warn_of_put(const HrflowRun *run)
 
 	if (n > 0)
 		ereport(WARNING,
-				(errmsg_plural("refresh of %s has put aside vectors of " INT64_FORMAT " profile that the API no longer has",
-							   "refresh of %s has put aside vectors of " INT64_FORMAT " profiles that the API no longer has",
+				(errmsg_plural("refresh of %s has put aside vectors of " INT64_FORMAT " profile because the API no longer has them",
+							   "refresh of %s has put aside vectors of " INT64_FORMAT " profiles because the API no longer has them",
 							   n, run->name, n),
 				 errhint("To restore the vectors, call hrflow_restore() before they are erased.")));
 }

@@ -393,17 +393,16 @@ check_not_renamed(TriggerData *trigdata, Oid named)
 
 	if (!OidIsValid(vectors) || vectors == named)
 		return table;
-	if (!OidIsValid(named))
-		ereport(ERROR,
-				(errcode(ERRCODE_UNDEFINED_TABLE),
-				 errmsg("store %s of trigger \"%s\" does not exist", store,
-						trigger->tgname),
-				 errhint("If the store was renamed, call hrflow_track_table() again.")));
 	ereport(ERROR,
-			(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+			(errcode(OidIsValid(named) ?
+					 ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE :
+					 ERRCODE_UNDEFINED_TABLE),
 			 errmsg("store %s of trigger \"%s\" has been renamed", store,
 					trigger->tgname),
+			 OidIsValid(named) ?
 			 errdetail("The trigger belongs to store %s, and another table has the old name.",
+					   hrflow_store_relation_name(vectors)) :
+			 errdetail("The trigger belongs to store %s.",
 					   hrflow_store_relation_name(vectors)),
 			 errhint("Call hrflow_track_table() for store %s again.",
 					 hrflow_store_relation_name(vectors))));
@@ -444,10 +443,10 @@ report_missing_store(TriggerData *trigdata)
 
 /*
  * Open the store that a trigger feeds, on behalf of the owner of the
- * trigger's table, who must be the owner of the store.  If the trigger is a
- * partition's copy, the owner of the partitioned table counts, because a
- * trigger on INSERT, UPDATE or DELETE does not read the table.  Returns false
- * if the store no longer exists.
+ * trigger's table, who must also own the store.  If the trigger is a
+ * partition's copy, this is the partitioned table.  Only a trigger on TRUNCATE
+ * reads the table, so only then are the owners of its partitions and children
+ * checked, too.  Returns false if the store no longer exists.
  */
 static bool
 open_fed_store(HrflowStore *store, TriggerData *trigdata)

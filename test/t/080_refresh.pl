@@ -478,7 +478,7 @@ $store->sql($use_up->(20));
 $store->hasten('true');
 like(
 	$store->call,
-	qr/keeps the vectors of 60 profiles that the API no longer has/,
+	qr/keeps the vectors of 60 profiles although the API no longer has them/,
 	'a run warns when more than 20 profiles would have lost a section');
 is($store->sql('SELECT section, count(*) FROM shop.embedding GROUP BY 1 ORDER BY 1'),
 	"profile|60\nskills|60", 'missing sections are kept if too many are missing');
@@ -500,7 +500,7 @@ $store->sql($use_up->(9));
 $store->hasten("profile_id >= 'novector-cook-5'");
 like(
 	$store->call,
-	qr/keeps the vectors of 16 profiles that the API no longer has/,
+	qr/keeps the vectors of 16 profiles although the API no longer has them/,
 	'a run warns if the limit for sections has been used up by an earlier run of the day');
 
 # An API that suddenly has no vectors

@@ -64,7 +64,7 @@ is($store->states, 'ok 100', 'a store of 100 profiles is refreshed');
 lose('-1$');
 like(
 	$store->call,
-	qr/WARNING:\ .*shop\.embedding\ has\ put\ aside\ vectors\ of\ 1\ profile\ that
+	qr/WARNING:\ .*shop\.embedding\ has\ put\ aside\ vectors\ of\ 1\ profile\ because
 		\ the\ API\ no\ longer\ has\n
 		HINT:.*hrflow_restore/x,
 	'a WARNING says how many profiles have lost vectors');
@@ -849,7 +849,7 @@ is($count_unwanted->(),
 add_elements(10, 29, q{profile_id = 'nurse-76'});
 like(
 	refresh_items(),
-	qr/WARNING: .*keeps the vectors of 1 profile that.*\nDETAIL: .*"erased_at"/,
+	qr/WARNING: .*keeps the vectors of 1 profile .*\nDETAIL: .*"erased_at"/,
 	'a run warns about lost elements if the number of these profiles is not known');
 $mall->sql(
 	q{DELETE FROM mall.embedding WHERE item >= 10;
@@ -858,7 +858,7 @@ $mall->sql(
 	UPDATE mall.embedding SET profile_id = 'missing-76' WHERE profile_id = 'nurse-76'});
 like(
 	refresh_items(),
-	qr/WARNING: .*keeps the vectors of 1 profile that.*\nDETAIL: .*"erased_at"/,
+	qr/WARNING: .*keeps the vectors of 1 profile .*\nDETAIL: .*"erased_at"/,
 	'a run warns about a missing profile if the number of these profiles is not known');
 
 # Without the column failed_at, it is not known how long nothing could be decided
