@@ -329,7 +329,8 @@ typedef struct HrflowWatchedServer
 {
 	int64		answered_at;	/* time of the last result that rules out an
 								 * outage, or 0 if there is none */
-	int			nfailures;		/* number of failed attempts since answered_at */
+	int			nfailures;		/* number of attempts since answered_at that
+								 * failed as in an outage */
 	int64		failing_since;	/* time since which there has been no answer
 								 * as far as these failures show */
 	dlist_head	parked;			/* requests that wait for the end of an outage */

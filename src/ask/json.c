@@ -6,11 +6,9 @@
  *
  * We do not use jsonb_in(), because it raises errors for input that a reply
  * may contain (before PostgreSQL 16, for all invalid input), and limits the
- * nesting depth only by max_stack_depth.  Before PostgreSQL 16, it also
- * examines each character of a string three times, which took two fifths of
- * the time of a call with links of 1,700 characters.  Within the limits below,
- * this parser accepts the same objects and arrays as jsonb_in(), with the same
- * result; a fuzzer compares the two.
+ * nesting depth only by max_stack_depth.  Within the limits below, this parser
+ * accepts the same objects and arrays as jsonb_in(), with the same result; a
+ * fuzzer compares the two.
  *
  * Only strings in the member "data", which may be stored as jsonb, are
  * converted to the server encoding.  All other strings remain in UTF-8,

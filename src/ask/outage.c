@@ -266,10 +266,11 @@ resend_parked(HrflowOutage *outage, HrflowServer server)
 
 /*
  * Count a failed attempt.  The outage is assumed to have begun when the first
- * attempt failed or, if the server was silent, when such an attempt was
- * started; but not before the last answer.  It is not counted from the last
- * answer itself, because nothing may have been requested between the two, for
- * example while the account was paused.
+ * attempt failed or, if the server was silent, at the time that
+ * hrflow_failure_since() returns, whichever is earlier; but not before the last
+ * answer.  The last answer itself is not taken as the beginning, because there
+ * may have been no requests for some time after it, for example while the
+ * account was paused.
  */
 static void
 count_failure(HrflowWatchedServer *server, const HrflowReply *reply,

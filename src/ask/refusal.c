@@ -8,8 +8,7 @@
  * been refused because of something that the requests have in common: for
  * example, a field that the API does not know, or links that link_hosts does
  * not allow.  It is also assumed if this many elements in succession, first or
- * not, have failed with the same server error, such as HTTP 500, after all
- * attempts.
+ * not, have failed with server errors, such as HTTP 500, after all attempts.
  *
  *-------------------------------------------------------------------------
  */
@@ -27,7 +26,7 @@
 /*
  * Start watching a batch.  If "is_watched" is false, only answers that apply
  * to all elements are considered.  If "on_trial" is false, refusals of the
- * first elements are not.
+ * first elements are ignored.
  */
 void
 hrflow_refusal_init(HrflowRefusal *refusal, bool is_watched, bool on_trial)
@@ -38,14 +37,16 @@ hrflow_refusal_init(HrflowRefusal *refusal, bool is_watched, bool on_trial)
 }
 
 /*
- * Return whether another element may be requested.  While "on_trial" is true,
- * request no more elements than are needed to decide whether to stop the
- * batch.
+ * Return whether another element may be requested without waiting for the
+ * results of others.  While "on_trial" is true, request no more elements than
+ * are needed to decide whether to stop the batch.  While server errors may stop
+ * it, request one element at a time.
  */
 bool
 hrflow_refusal_may_ask(const HrflowRefusal *refusal)
 {
-	return !refusal->on_trial || refusal->nasked < HRFLOW_MAX_WASTED;
+	return refusal->on_trial ? refusal->nasked < HRFLOW_MAX_WASTED :
+		refusal->nrefused < HRFLOW_MAX_WASTED;
 }
 
 /*
@@ -120,7 +121,7 @@ static bool
 is_same_refusal(const HrflowRefusal *refusal, const HrflowResult *result)
 {
 	return result->status == refusal->status &&
-		result->http_status == refusal->http_status;
+		(result->http_status == refusal->http_status || is_server_error(result));
 }
 
 /*

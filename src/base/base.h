@@ -17,7 +17,7 @@
 
 /*
  * Maximum length of a URL, in bytes.  Most servers and load balancers accept
- * no more than 8 to 64 kB, so a request with a longer URL would hardly
+ * no more than 8 to 64 kB, so a request with a longer URL is unlikely to
  * succeed; libcurl's own limit (8 MB) is far higher.
  */
 #define HRFLOW_MAX_URL			(64 * 1024)
@@ -192,10 +192,11 @@ typedef struct HrflowSettings
 	int			max_requests_per_minute;	/* requests per minute for one
 											 * account, excluding links, or 0
 											 * for no limit */
-	int			max_requests_per_statement; /* the lower of
+	int			max_requests_per_statement; /* maximum number of requests,
+											 * excluding links: the lower of
 											 * max_requests_per_statement and
 											 * statement_request_limit,
-											 * excluding links, or 0 for no
+											 * ignoring zeros, or 0 for no
 											 * limit */
 	int			max_requests_per_day;	/* requests per day for one account,
 										 * excluding links, or 0 for no limit */

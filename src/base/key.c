@@ -200,7 +200,8 @@ read_key_file(const char *path)
 }
 
 /*
- * Return the API key in a file; the string is valid until the next call.
+ * Return the API key that a file contains; the string is valid until the next
+ * call.
  * Raises 55000 if the file cannot be read or contains no key, and 22023 if the
  * key is invalid.
  *

@@ -102,7 +102,7 @@ typedef struct HrflowAllowance
 	/* The current or last pause */
 	int64		refused_at;		/* start of the pause */
 	int64		full_at;		/* last time at which the server is known to
-								 * refuse requests */
+								 * have refused requests */
 	int			nrefused;		/* number of refused requests, not counting
 								 * probes */
 	int			nprobes;		/* number of refused probes */

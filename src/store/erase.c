@@ -42,9 +42,9 @@
  */
 
 /*
- * Statement that locks the profiles in HRFLOW_DELETED.  It returns only their
- * number, so that SPI does not store the rows, and whether HRFLOW_DELETED has
- * more keys than that.
+ * Statement that locks the profiles in HRFLOW_DELETED.  It returns their number
+ * and whether HRFLOW_DELETED has more keys than that, but not the rows, which
+ * SPI would store.
  */
 static const char lock_sql[] =
 "SELECT count(*), count(*) < (SELECT count(*) FROM"

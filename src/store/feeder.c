@@ -612,8 +612,8 @@ hrflow_feeder_can_ask_all(const HrflowStore *store, Oid function)
 
 /*
  * Does every table that was tracked for a store still belong to the store's
- * owner, with its partitions and children?  If not, returns false after a
- * WARNING; the caller must then not erase anything: the owner may have been
+ * owner, and may the owner read its partitions and children (see owner.c)?  If
+ * not, returns false after a WARNING; the caller must then not erase anything: the owner may have been
  * changed by mistake, and we do not query tables of other owners.  Of tables
  * whose triggers do not depend on the store, because they were restored from a
  * dump, only the partitions and children are checked.

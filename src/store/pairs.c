@@ -52,8 +52,8 @@ enum
 
 /*
  * Maximum number of dimensions of a vector.  Vectors with more dimensions are
- * ignored, because a tile and a chunk of them could exceed the memory of a
- * call.
+ * ignored, because a tile and a chunk of them could make a call use more than
+ * 64 MB.
  */
 #define MAX_DIMENSION 65536
 

@@ -383,7 +383,7 @@ hrflow_store_refuse_null(const char *column)
 	ereport(ERROR,
 			(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
 			 errmsg("column \"%s\" contains null values", column),
-			 errhint("Remove the rows in which the column is null, and set the column NOT NULL, as hrflow_create_store() does.")));
+			 errhint("Check both tables of the store.  Remove the rows in which the column is null, and set the column NOT NULL, as hrflow_create_store() does.")));
 }
 
 /*

@@ -264,7 +264,7 @@ hrflow_suspects_land(HrflowRun *run, HrflowProfile *profile)
 
 		/* Count a failed request once, even if several profiles share it. */
 		run->nsuspects += !profile->is_copy;
-		if (run->nsuspects >= MIN_OUTAGE &&
+		if (run->stop_reason == NULL && run->nsuspects >= MIN_OUTAGE &&
 			run->nsuspects >= (sign == SIGN_OF_SETTING ?
 							   Min(run->batch_size, HRFLOW_MAX_WASTED) :
 							   run->batch_size))

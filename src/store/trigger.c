@@ -46,8 +46,7 @@ PG_FUNCTION_INFO_V1(hrflow_track_trigger);
  */
 
 /*
- * Statements about a single profile.  $1 is its source, and $2 is its
- * identifier.
+ * SQL for a single profile.  $1 is its source, and $2 is its identifier.
  */
 static const char mark_changed_sql[] =
 "UPDATE %P AS p SET" HRFLOW_MARK_CHANGED

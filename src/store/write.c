@@ -550,7 +550,7 @@ list_complete(List *profiles)
 
 /*
  * Lock the tables of vectors and profiles.  Another session may hold a lock on
- * a table for long, so this must be done before rows are locked.
+ * a table for a long time, so this must be done before rows are locked.
  */
 static void
 lock_tables(const HrflowRun *run, const HrflowStore *store)

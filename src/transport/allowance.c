@@ -441,24 +441,6 @@ hrflow_allowance_begin_pause(HrflowAllowance *allowance, int64 now)
 }
 
 /*
- * Record that the server, in the refusal that has started a pause, requested a
- * pause of length "asked".  If that is longer than the learned period, the
- * period is wrong, because a request leaves the period sooner.  Such a server
- * is considered full until shortly before the end of the pause that it
- * requested: the length may have been rounded up to seconds.  We do not rely
- * on the requested length before that, because some servers always request the
- * same pause.
- */
-void
-hrflow_allowance_note_asked(HrflowAllowance *allowance, int64 asked, int64 now)
-{
-	if (allowance->period == 0 || asked <= allowance->period + HRFLOW_SEC)
-		return;
-	forget(allowance);
-	allowance->full_at = now + asked - HRFLOW_SEC;
-}
-
-/*
  * Record that the probe sent at "sent_at" has been refused.  If two probes are
  * refused during the same pause, forget the learned limit: it must be wrong,
  * because it predicted that the second probe would be accepted.

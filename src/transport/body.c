@@ -247,8 +247,9 @@ read_encoding(HrflowTransfer *transfer, const char *value, const char *end)
 
 /*
  * Check the value of a Transfer-Encoding header.  Compression is refused,
- * since we do not request it: libcurl 7.88 would decompress the body, and our
- * memory limits do not include the memory that this takes.
+ * since we do not request it: before 8.1.0 (curl pull request 10899), libcurl
+ * would decompress the body, and our memory limits do not include the memory
+ * that this takes.
  */
 static bool
 is_framing(const char *value, const char *end)

@@ -378,10 +378,7 @@ pause_bucket(HrflowBucket *bucket, HrflowAccountOutcome cause, int64 asked,
 		bucket->level = 0;
 		bucket->cause = cause;
 		if (cause == HRFLOW_LIMITED)
-		{
 			hrflow_allowance_begin_pause(&bucket->allowance, now);
-			hrflow_allowance_note_asked(&bucket->allowance, asked, now);
-		}
 	}
 	else if (was_probe)
 	{

@@ -541,8 +541,6 @@ extern void hrflow_allowance_note_refusal(HrflowAllowance *allowance,
 										  int64 began, bool was_probe);
 extern void hrflow_allowance_begin_pause(HrflowAllowance *allowance,
 										 int64 now);
-extern void hrflow_allowance_note_asked(HrflowAllowance *allowance,
-										int64 asked, int64 now);
 extern void hrflow_allowance_prolong_pause(HrflowAllowance *allowance,
 										   int64 sent_at);
 extern int64 hrflow_allowance_probe_at(const HrflowAllowance *allowance,

@@ -343,9 +343,9 @@ wait_step(HrflowTransport *transport, int64 until)
 
 /*
  * Execute a step.  If it throws, save the error, unless an earlier error is
- * still to be raised.  It is safe to continue after the error without an abort
- * of the transaction, because the steps do not use the database, process no
- * interrupts, and throw while they hold no lock.
+ * still to be raised.  It is safe to continue without aborting the transaction,
+ * because the steps do not use the database, do not process interrupts, and
+ * never throw while holding a lock.
  */
 static void
 catch_step(HrflowTransport *transport, Step step, int64 time)

@@ -393,14 +393,23 @@ is( $node->safe_psql(
 		'a batch to which the API answers HTTP 500 or 503 is an error');
 	cmp_ok(scalar($mixed->log), '<', 400,
 		'a batch to which the API answers HTTP 500 or 503 does not send all requests');
+
+	my $varied = Hrflow::StandIn->new;
+	$ids = q{(SELECT array_agg('fault:status=' || (ARRAY[500, 520])[1 + i % 2] || ',id=' || i)
+		FROM generate_series(1, 1000) i)};
+	($out, $err) =
+	  batch($ids, settings => "SET hrflow_embed.base_url = '" . $varied->base_url . "';");
+	is(scalar($varied->log), 128,
+		'a batch to which the API answers HTTP 500 or 520 sends 32 requests, with four attempts each'
+	);
 }
 
 # Failures of links do not pause the account.
 foreach my $case (
-	[   'v.status=500,v.latency=500',
+	[   'v.status=500',
 		200,
-		ids(3000),
-		'SET hrflow_embed.max_attempts = 1; SET hrflow_embed.max_concurrency = 16;',
+		ids(30000),
+		'SET hrflow_embed.max_attempts = 2;',
 		qr/^http_error \d+\nok 200$/,
 		qr/WARNING:  batch stopped early: the link's host returned an error/,
 		'server errors for more than ten seconds stop a batch' ],

@@ -65,7 +65,7 @@ lose('-1$');
 like(
 	$store->call,
 	qr/WARNING:\ .*shop\.embedding\ has\ put\ aside\ vectors\ of\ 1\ profile\ because
-		\ the\ API\ no\ longer\ has\n
+		\ the\ API\ no\ longer\ has\ them\n
 		HINT:.*hrflow_restore/x,
 	'a WARNING says how many profiles have lost vectors');
 is(vectors("profile_id = 'missing-welder-1'"),
