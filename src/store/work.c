@@ -77,9 +77,9 @@ hrflow_work_hold_fatal(HrflowRun *run)
 /*
  * May a transaction wait for locks as long as the caller's lock_timeout
  * allows?  Other sessions may hold a lock for a long time, for example to
- * execute REINDEX.  If a run waited for such a lock, requests in flight would time
- * out, although the API has replied, and profiles that have arrived would not
- * be written.
+ * execute REINDEX.  If a run waited for such a lock, requests in flight would
+ * time out, although the API has replied, and profiles that have arrived would
+ * not be written.
  */
 bool
 hrflow_work_may_wait(HrflowRun *run)
