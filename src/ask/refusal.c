@@ -37,16 +37,14 @@ hrflow_refusal_init(HrflowRefusal *refusal, bool is_watched, bool on_trial)
 }
 
 /*
- * Return whether another element may be requested without waiting for the
- * results of others.  While "on_trial" is true, request no more elements than
- * are needed to decide whether to stop the batch.  While server errors may stop
- * it, request one element at a time.
+ * Return whether another element may be requested.  While "on_trial" is true,
+ * request no more elements than are needed to decide whether to stop the
+ * batch.
  */
 bool
 hrflow_refusal_may_ask(const HrflowRefusal *refusal)
 {
-	return refusal->on_trial ? refusal->nasked < HRFLOW_MAX_WASTED :
-		refusal->nrefused < HRFLOW_MAX_WASTED;
+	return !refusal->on_trial || refusal->nasked < HRFLOW_MAX_WASTED;
 }
 
 /*

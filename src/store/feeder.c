@@ -613,10 +613,11 @@ hrflow_feeder_can_ask_all(const HrflowStore *store, Oid function)
 /*
  * Does every table that was tracked for a store still belong to the store's
  * owner, and may the owner read its partitions and children (see owner.c)?  If
- * not, returns false after a WARNING; the caller must then not erase anything: the owner may have been
- * changed by mistake, and we do not query tables of other owners.  Of tables
- * whose triggers do not depend on the store, because they were restored from a
- * dump, only the partitions and children are checked.
+ * not, returns false after a WARNING; the caller must then not erase anything:
+ * the owner may have been changed by mistake, and we do not query tables of
+ * other owners.  Of tables whose triggers do not depend on the store, because
+ * they were restored from a dump, only the partitions and children are
+ * checked.
  */
 bool
 hrflow_feeder_owns_all(const HrflowStore *store, Oid function)

@@ -406,10 +406,10 @@ is( $node->safe_psql(
 
 # Failures of links do not pause the account.
 foreach my $case (
-	[   'v.status=500',
+	[   'v.status=500,v.latency=500',
 		200,
-		ids(30000),
-		'SET hrflow_embed.max_attempts = 2;',
+		ids(3000),
+		'SET hrflow_embed.max_attempts = 1; SET hrflow_embed.max_concurrency = 16;',
 		qr/^http_error \d+\nok 200$/,
 		qr/WARNING:  batch stopped early: the link's host returned an error/,
 		'server errors for more than ten seconds stop a batch' ],
