@@ -370,9 +370,9 @@ struct HrflowRun
 								 * their vectors differs from the store's */
 	dlist_head	arrived;		/* to be written */
 	int			nwaiting;
-	int			nsuspects;		/* number of failed requests for the profiles
-								 * in "suspects"; profiles with the same
-								 * content share a request */
+	int			nsuspects;		/* number of profiles in "suspects", except
+								 * copies: profiles with the same content
+								 * share a request */
 	int			nforeign;
 	int			narrived;
 

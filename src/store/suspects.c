@@ -262,7 +262,7 @@ hrflow_suspects_land(HrflowRun *run, HrflowProfile *profile)
 		dlist_delete(&profile->node);
 		dlist_push_tail(&run->suspects, &profile->node);
 
-		/* Count a failed request once, even if several profiles share it. */
+		/* Count profiles that share a request once. */
 		run->nsuspects += !profile->is_copy;
 		if (run->stop_reason == NULL && run->nsuspects >= MIN_OUTAGE &&
 			run->nsuspects >= (sign == SIGN_OF_SETTING ?
