@@ -165,7 +165,8 @@ read_dtype(NpyCursor *c, NpyHeader *header)
  * Python 2 wrote sizes with the suffix of a long integer, as in (2L,), on
  * platforms where its int was narrower than the type of a size, such as
  * Windows.  NumPy still accepts the suffix in files of versions 1.0 and 2.0,
- * which Python 2 could write; see _filter_header() in numpy/lib/format.py.
+ * which Python 2 could write; see _filter_header() in NumPy
+ * (numpy/lib/_format_impl.py, formerly format.py).
  */
 static char *
 read_shape(NpyCursor *c, bool allow_long, HrflowShape *shape)

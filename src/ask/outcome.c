@@ -100,8 +100,8 @@ hrflow_outcome_put(HrflowOutcomes *outcomes, int element,
 			hrflow_transport_work(outcomes->transport);
 
 		/*
-		 * A sink that does work processes interrupts itself, after it has
-		 * stored the results that have arrived.
+		 * If the sink has a work() callback, that callback processes
+		 * interrupts, so that results that have arrived can still be stored.
 		 */
 		if (methods->work == NULL)
 			CHECK_FOR_INTERRUPTS();

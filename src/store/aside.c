@@ -377,8 +377,8 @@ warn_of_unwanted(const HrflowStore *store, int64 nput, int64 nkept)
 				 store->has_erased_at ?
 				 errdetail("At most 5%% of the profiles of a store or 20 profiles, whichever is greater, are put aside in this way within 24 hours.") :
 				 errdetail("The table of profiles has no column \"erased_at\", so it is not known how many profiles have lost vectors within the last 24 hours."),
-				 errhint_plural("If a table contains this profile, call hrflow_track_table() for that table.  To erase this profile, call hrflow_untrack_table() for one of the tables that feed the store, and then hrflow_track_table() for the same table again.",
-								"If a table contains these profiles, call hrflow_track_table() for that table.  To erase these profiles, call hrflow_untrack_table() for one of the tables that feed the store, and then hrflow_track_table() for the same table again.",
+				 errhint_plural("If a table contains this profile, call hrflow_track_table() for that table.  Otherwise, erase it with hrflow_untrack().",
+								"If a table contains these profiles, call hrflow_track_table() for that table.  Otherwise, erase them with hrflow_untrack().",
 								nkept)));
 }
 

@@ -198,7 +198,10 @@ take_result(const HrflowRun *run, HrflowProfile *profile,
 	if (outcome->unasked)
 		profile->unasked = true;
 
-	/* A link, or a reply, shows that the first request was sent. */
+	/*
+	 * Unless a request to the API was omitted or abandoned, assume that the
+	 * first one was sent at "asked_at".
+	 */
 	if (profile->sent_at == 0)
 		profile->sent_at = outcome->unasked && !result.is_link ?
 			result.sent_at : profile->asked_at;

@@ -137,7 +137,8 @@ typedef struct HrflowIndex
 								 * none */
 	double		tuples;			/* estimated number of vectors in the index */
 	bool		is_whole;		/* does the index contain all sections?  If
-								 * so, the section is a condition of a search */
+								 * so, a search must filter out the vectors of
+								 * other sections */
 } HrflowIndex;
 
 /*

@@ -190,8 +190,8 @@ typedef struct HrflowProfile
 								 * was none; for a copied result, that of the
 								 * original */
 	int64		sent_at;		/* when the first request was sent, or 0 if
-								 * none was sent or no outcome is known; after
-								 * a reply, "asked_at", which is not later */
+								 * none was sent or no outcome is known; may
+								 * be "asked_at", which is not later */
 	int			nopen;			/* number of requests in progress */
 	bool		is_probe;		/* do other profiles of the source wait for
 								 * the reply? */
@@ -326,8 +326,9 @@ struct HrflowRun
 	Oid			function;		/* OID of hrflow_track_trigger(), which the
 								 * triggers that feed stores call */
 	ArrayType  *sections;		/* sections in "fields"; all known sections if
-								 * "fields" is not given; the only section if
-								 * the kind has no sections */
+								 * "fields" is not given; only the kind's
+								 * "whole" if the kind does not have
+								 * "has_sections" */
 	List	   *parts;			/* list of HrflowPart, for the sections in
 								 * "sections" */
 	Interval   *max_age;

@@ -308,17 +308,18 @@ struct HrflowTransport
 								 * 0 if there is none */
 	int64		deadline;		/* end of the time limit, or HRFLOW_NEVER */
 	bool		was_told;		/* was the user informed of a long pause? */
-	bool		suspended;		/* must no requests be started until the
-								 * transport is used again? */
+	bool		suspended;		/* is the start of requests suspended until
+								 * the transport is used again? */
 	bool		lacks_memory;	/* was there not enough memory for a reply? */
 	ErrorData  *error;			/* error of libcurl or the system that is
 								 * still to be raised, or NULL */
-	bool		stopped;		/* must no more requests be sent to the API? */
+	bool		stopped;		/* must the transport stop sending requests to
+								 * the API? */
 	bool		at_limit;		/* is "stopped" set because a request limit
 								 * was reached?  If so, requests that are
 								 * already counted towards the limit may still
 								 * be sent */
-	bool		links_stopped;	/* must no more links be fetched? */
+	bool		links_stopped;	/* must the transport stop fetching links? */
 	bool		expired;		/* has the time limit expired? */
 };
 
