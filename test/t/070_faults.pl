@@ -434,12 +434,12 @@ sub play
 
 		# The store records the same errors as the rows of a batch, except that
 		# profiles that are ok have no error, and those without vectors have one.
-		# Ignore libcurl's messages about broken connections, because they vary.
+		# Ignore libcurl's messages about broken connections and timeouts, because they vary.
 		my @said = (
 			$http // '',
 			uniq(
 				sort map {
-					s/(lost the connection to the [^:]*|could not connect to the [^:]*): .*/$1/r
+					s/(lost the connection to the [^:]*|could not connect to the [^:]*|[^:]* in time): .*/$1/r
 				  }
 				  split /; /,
 				($errors // '') =~ s/\d+/N/gr));
