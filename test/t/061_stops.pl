@@ -162,15 +162,17 @@ like(
 
 	$api->reset;
 	$api->script('status=401');
-	my ($out, $err) = batch(ids(100),
-			settings => "SET hrflow_embed.ca_file = '"
+	my ($out, $err) = batch(
+		ids(100, 'unsent-'),
+		settings => "SET hrflow_embed.ca_file = '"
 		  . $api->ca
 		  . "'; SET hrflow_embed.base_url = 'https://localhost:"
 		  . $front->port
 		  . "/v1'; SET hrflow_embed.connect_timeout = '60s';");
 	PostgreSQL::Test::Utils::append_to_file($ended, '');
 	like($err, qr/refused the API key/, 'a key that is refused over TLS stops a batch');
-	is(scalar($api->log), 1, 'requests that are still being connected are not sent after a stop');
+	is(scalar(grep { $_->{query} =~ /unsent/ } $api->log),
+		1, 'requests that are still being connected are not sent after a stop');
 }
 
 # Of two kept connections, one refuses the key.  The other then breaks after it has received
