@@ -181,8 +181,8 @@ typedef struct RiskSearch
 
 /*
  * Could reading one more row from "ps", after the first one, raise an error or
- * have side effects?  "context" is the RiskSearch.  Any read-ahead node below "ps"
- * other than "asked" is risky, because its calls could raise an error.
+ * have side effects?  "context" is the RiskSearch.  Any read-ahead node below
+ * "ps" other than "asked" is risky, because its calls could raise an error.
  *
  * A CTE is visited only once, although several nodes may scan it: otherwise,
  * CTEs that scan each other would be visited exponentially often.  If it were

@@ -55,9 +55,9 @@ day_of(uint64 sent)
  * Return the day on which to count a request, which is today, unless the
  * counter is already that of tomorrow: then the clock has been set back, or
  * another backend has counted a request after midnight, but this backend read
- * the clock before midnight.  The counter must not be replaced by one that begins at
- * zero.  A day farther ahead is that of a clock that was wrong, and must not
- * block requests until then.
+ * the clock before midnight.  The counter must not be replaced by one that
+ * begins at zero.  A day farther ahead is that of a clock that was wrong, and
+ * must not block requests until then.
  */
 static inline DateADT
 day_to_count(uint64 sent, DateADT today)
