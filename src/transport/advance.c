@@ -117,8 +117,8 @@ hrflow_advance_note_closing(int fd)
  * Might the proxy refuse the user and password in these settings?  Proxies may
  * lock an account after a few wrong passwords.  So until the proxy has
  * accepted the password, a request that uses the proxy must open a connection
- * of its own, and must not be started while its transport is opening another
- * one.  Does not throw.
+ * of its own, and must not be started while another request is opening one.
+ * Does not throw.
  */
 bool
 hrflow_advance_may_be_refused(const HrflowSettings *settings)

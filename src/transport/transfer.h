@@ -186,8 +186,8 @@ typedef struct HrflowAttempt
 	int			local_port;		/* local port of the attempt's connection */
 	int			socket;			/* descriptor of the connection, or -1 if
 								 * unknown */
-	bool		is_cut_off;		/* was the connection found to be dead because
-								 * nothing sent over it was acknowledged? */
+	bool		is_cut_off;		/* is the connection probably dead; see
+								 * hrflow_poller_is_cut_off()? */
 	uint64		connection;		/* hash of the endpoints of the connection, or
 								 * 0 if the request is not using a connection
 								 * or the endpoints are unknown */
