@@ -182,9 +182,7 @@ foreach my $kind ([ text => 'text', q{'%s'} ], [ document => 'jsonb', q{'{"key":
 	# A session that is killed
 	#
 	$send->('', 'killed', 'killed 1');
-	kill 'KILL', $first->{pid};
-	$_->wait_for(qr/server closed|terminat|connection to server was lost/) foreach $first;
-	$node->poll_query_until('postgres', 'SELECT true') or die;
+	$node->kill_backend($first->{pid});
 	$second = Hrflow::Session->new($node);
 	$insert->('killed', 'killed 2');
 	$refresh->('killed 2');

@@ -310,15 +310,13 @@ foreach my $disturbance (qw(cancel kill))
 	  or die;
 	if ($disturbance eq 'kill')
 	{
-		kill 'KILL', $session->{pid};
-		$session->wait_for(qr/server closed|terminat|connection to server was lost/);
+		$node->kill_backend($session->{pid});
 	}
 	else
 	{
 		sql("SELECT pg_cancel_backend($session->{pid})");
 		$session->wait_for(qr/57014/);
 	}
-	$node->poll_query_until('postgres', 'SELECT true') or die;
 	my $asked = requests();
 	my $kept = sql('SELECT count(*) FROM vectors');
 	my $marked = sql('SELECT count(sent_hash) FROM vectors_profile');
@@ -657,9 +655,7 @@ $api->script('silent', count => 8);
 $session = Hrflow::Session->new($node);
 $session->send(q{CALL hrflow_refresh('vectors');});
 $api->wait_until(sub { $_[0]->{requests} >= 8 }) or die;
-kill 'KILL', $session->{pid};
-$session->wait_for(qr/server closed|terminat|connection to server was lost/);
-$node->poll_query_until('postgres', 'SELECT true') or die;
+$node->kill_backend($session->{pid});
 sql('UPDATE vectors_profile SET lease_until = NULL, due_at = now()');
 refresh();
 is($api->stats->{requests}, 8, 'nothing is sent twice after a crash, with synchronous_commit off');

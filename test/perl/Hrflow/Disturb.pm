@@ -20,7 +20,7 @@ use Time::HiRes qw(sleep);
 my %disturb = (
 	kill => sub {
 		my ($node, undef, @backends) = @_;
-		kill 'KILL', $backends[0] if @backends;    # the postmaster ends all others
+		$node->kill_backend($backends[0]) if @backends;
 	},
 	terminate => sub {
 		my ($node, undef, @backends) = @_;

@@ -104,6 +104,21 @@ sub poll_query_until
 	die $@;
 }
 
+# The lost session ends before the postmaster notices that its backend was killed, and until
+# then the server accepts connections that it is about to terminate.  So wait for another
+# checkpointer.
+sub kill_backend
+{
+	my ($self, $pid) = @_;
+	my $start = q{SELECT backend_start FROM pg_stat_activity WHERE backend_type = 'checkpointer'};
+	my $before = $self->safe_psql('postgres', $start);
+
+	kill('KILL', $pid) == 1 or die "backend $pid has ended: $!";
+	$self->poll_query_until('postgres', "SELECT ($start) > '$before'")
+	  or die 'the server has not recovered';
+	return;
+}
+
 sub key_file { return $_[0]->basedir . '/hrflow.key'; }
 
 sub write_key
