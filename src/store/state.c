@@ -173,10 +173,10 @@ hrflow_state_get_interval(FunctionCallInfo fcinfo, int argno, const char *name)
 }
 
 /*
- * Return the argument "max_age".  PostgreSQL reads '30' as 30 seconds.  If the
- * user meant 30 days, all profiles would be fetched, and paid for, all the
- * time.  So, except for zero, which must be deliberate, anything shorter than
- * a minute is rejected, and anything shorter than an hour causes a WARNING.
+ * Return the argument "max_age".  PostgreSQL reads '90' as 90 seconds.  If the
+ * user meant 90 days, all profiles would be fetched, and paid for, all the
+ * time.  So reject anything shorter than an hour, which nobody needs and which
+ * is a number of up to 3,599 without a unit.  Only zero must be deliberate.
  *
  * Throws 22023.
  */
@@ -185,16 +185,12 @@ hrflow_state_get_max_age(FunctionCallInfo fcinfo, int argno)
 {
 	Interval   *age = hrflow_state_get_interval(fcinfo, argno, "max_age");
 	Interval	zero = {0};
-	Interval	minute = {.time = USECS_PER_MINUTE};
 	Interval	hour = {.time = USECS_PER_HOUR};
 
 	if (is_shorter(&zero, age) && is_shorter(age, &hour))
-		ereport(is_shorter(age, &minute) ? ERROR : WARNING,
-				(errcode(is_shorter(age, &minute) ?
-						 ERRCODE_INVALID_PARAMETER_VALUE : ERRCODE_WARNING),
-				 errmsg(is_shorter(age, &minute) ?
-						"argument \"max_age\" must be zero or at least one minute, not %s" :
-						"argument \"max_age\" is only %s",
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("argument \"max_age\" must be zero or at least one hour, not %s",
 						DatumGetCString(DirectFunctionCall1(interval_out,
 															IntervalPGetDatum(age)))),
 				 errdetail("Each profile would be fetched and paid for again after this time."),

@@ -60,7 +60,10 @@ SELECT day, profiles FROM hrflow_refresh_estimate('talent.embedding', days => 7)
 SELECT * FROM hrflow_refresh_estimate('talent.embedding', max_age => '30'); -- error
 CALL hrflow_refresh('talent.embedding', max_age => '30'); -- error
 SELECT hrflow_schedule('talent.embedding', max_age => '30'); -- error
-CALL hrflow_refresh('talent.embedding', max_age => '90');
+CALL hrflow_refresh('talent.embedding', max_age => '90'); -- error
+SELECT hrflow_schedule('talent.embedding', max_age => '365'); -- error
+SELECT * FROM hrflow_refresh_estimate('talent.embedding', max_age => '3599'); -- error
+SELECT profiles FROM hrflow_refresh_estimate('talent.embedding', max_age => '1 hour', days => 0);
 SELECT hrflow_schedule('talent.embedding', '30'); -- error
 SELECT hrflow_schedule('talent.embedding', ' 5 '); -- error
 

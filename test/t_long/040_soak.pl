@@ -187,7 +187,11 @@ sql('GRANT pg_read_all_stats TO keeper');
 my $refresh =
 	q{CALL hrflow_refresh('shop.embedding', '}
   . $Hrflow::Store::FIELDS
-  . q{', time_budget => '2 s', max_attempts => 3, batch_size => 50, max_age => '1 minute');};
+  . q{', time_budget => '2 s', max_attempts => 3, batch_size => 50);
+	UPDATE shop.embedding_profile SET due_at = now() + interval '1 minute'
+	WHERE (source_id, profile_id) IN (
+		SELECT source_id, profile_id FROM shop.embedding_profile
+		WHERE state = 'ok' AND due_at > now() + interval '1 minute' FOR UPDATE SKIP LOCKED);};
 my $measure = q{SELECT 'measured', sum(total_bytes), coalesce(sum(total_bytes)
 	FILTER (WHERE name LIKE 'hrflow%'), 0), sum(total_bytes)
 	FILTER (WHERE name = 'TopMemoryContext') FROM pg_backend_memory_contexts;};
