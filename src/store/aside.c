@@ -353,7 +353,8 @@ count_keys(const HrflowParameters *keys)
 
 /*
  * Warn about "nput" unwanted profiles that were put aside, and about "nkept"
- * unwanted profiles that were kept because there were too many.
+ * unwanted profiles that were kept because hrflow_erase_allowance() permitted
+ * fewer.
  */
 static void
 warn_of_unwanted(const HrflowStore *store, int64 nput, int64 nkept)
@@ -405,8 +406,8 @@ unwanted_now(const HrflowStore *store, Oid function)
  *
  * Sets the elements of "counts" to the number of profiles that were erased
  * immediately, the number that were put aside, and the number that were kept
- * because there were too many.  Returns false, after a WARNING, if nothing can
- * be put aside.
+ * because the allowance was smaller.  Returns false, after a WARNING, if
+ * nothing can be put aside.
  */
 static bool
 put_locked(const HrflowStore *store, Oid function, bool is_limited,

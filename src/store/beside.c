@@ -55,8 +55,8 @@ get_column_problem(Oid table, const HrflowColumn *columns, int n)
 }
 
 /*
- * Return why a relation that has the name of an optional table of a store is
- * not that table, as a DETAIL, or NULL if it is.
+ * Return the reason for ignoring a relation that has the name of an optional
+ * table of a store, as a DETAIL, or NULL if the relation is that table.
  */
 static char *
 get_problem(const HrflowStore *store, Oid table, Form_pg_class form,
@@ -111,7 +111,8 @@ hrflow_beside_find(const HrflowStore *store, const char *suffix,
  * the store, if a trigger shows that the store has been renamed.  An erasure
  * under the new name would miss vectors in NAME_aside, and these vectors could
  * be restored when that table is renamed later.  Throws 55000 if one of the
- * tables still has its old name, and no relation has its new name.
+ * tables still has its old name, no relation has its new name, and no relation
+ * has the old name of the store.
  */
 void
 hrflow_beside_check_renamed(const HrflowStore *store,

@@ -178,8 +178,8 @@ hash_name(const char *name)
 }
 
 /*
- * Relation cache callback: invalidate the cache, because triggers on the
- * relation may have changed.
+ * Relation cache callback: invalidate the cache of triggers, because triggers
+ * on the relation may have changed.
  */
 static void
 forget_triggers(Datum arg, Oid relation)

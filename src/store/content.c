@@ -89,7 +89,8 @@ static const char mark_sql[] =
 /*
  * Statement that clears "sent_hash" for requests that were not sent.  $1 is an
  * array of their keys, and $2 an array of the ends of the leases of these
- * keys.  Rows that other sessions have locked are skipped.
+ * keys.  Keys whose lease has another end, or whose row another session has
+ * locked, are skipped.
  */
 static const char unmark_sql[] =
 "WITH locked AS MATERIALIZED"

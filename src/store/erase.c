@@ -345,9 +345,9 @@ count_refreshed(const HrflowStore *store, int64 n, HrflowRefreshed *refreshed)
 }
 
 /*
- * Warn if deleting rows has erased many profiles.  Deletions are not limited,
- * because they are deliberate; but a user who reloads a table may have
- * committed between the DELETE and the INSERT.
+ * Warn if deleting rows, or changing their keys, has erased many profiles.
+ * Neither is limited, because both are deliberate; but a user who reloads a
+ * table may have committed between the DELETE and the INSERT.
  */
 static void
 warn_of_many_deleted(const HrflowStore *store, int64 n)
@@ -592,7 +592,10 @@ hrflow_erase_gone(HrflowRun *run, const HrflowStore *store)
 	hrflow_store_add(&parameters, TIMESTAMPTZOID,
 					 TimestampTzGetDatum(run->started));
 
-	/* The others may have vectors, so they count towards the limit. */
+	/*
+	 * Profiles that run->gone has no room for may have vectors, so they count
+	 * towards the limit.
+	 */
 	allowance -= run->nlong_missing - list_length(run->gone);
 	hrflow_store_add(&parameters, INT8OID, Int64GetDatum(allowance));
 	hrflow_store_add(&parameters, TEXTARRAYOID, PointerGetDatum(sections));

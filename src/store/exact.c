@@ -4,14 +4,15 @@
  *		Implements the exact search, which compares every vector in the scope
  *		of a search with the query.
  *
- * If the store is large or partitioned, parallel workers may be used, and the
- * search is not restricted to few profiles, the SQL statement compares the
- * vectors with hrflow_vector_similarity(), and the executor selects the best
- * rows.  Otherwise the statement returns the stored values, most of which are
- * usually TOAST pointers, and we read and compare the vectors ourselves, which
- * is faster than a statement that compares and sorts (measured by
- * BENCH_ONLY=10 make bench).  For hrflow_exact_visit(), the statement always
- * compares the vectors, but does not select any.
+ * If parallel workers can be used, and the store is large or partitioned, the
+ * SQL statement compares the vectors with hrflow_vector_similarity(), and the
+ * executor selects the best rows, unless the search looks up at most
+ * MAX_FEW_KEYS identifiers by key.  In all other cases, the statement returns
+ * the stored values, most of which are usually TOAST pointers, and we read and
+ * compare the vectors ourselves, which is faster than a statement that
+ * compares and sorts (measured by BENCH_ONLY=10 make bench).  For
+ * hrflow_exact_visit(), the statement always compares the vectors, but returns
+ * all rows.
  *
  *-------------------------------------------------------------------------
  */
@@ -335,7 +336,8 @@ hrflow_exact_compare(const HrflowSearch *search, struct varlena *vector,
  */
 
 /*
- * Execute a statement of a search, and pass each row to take().
+ * Execute a statement of a search, and pass each row to take() until that
+ * returns false.
  */
 static void
 execute(const HrflowSearch *search, const char *template,

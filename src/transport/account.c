@@ -86,8 +86,8 @@ hrflow_account_give_back(HrflowTransfer *transfer)
 /*
  * Classify the outcome of a completed attempt for the account.  If the proxy
  * refused the attempt, nothing is known about the API.  An attempt that a
- * connect_timeout shorter than the default has ended is not a sign of an
- * outage, because an outage pauses the account for all backends.
+ * connect_timeout shorter than the default may have ended is not taken as a
+ * sign of an outage, because an outage pauses the account for all backends.
  */
 static HrflowAccountOutcome
 outcome_of(const HrflowTransfer *transfer)

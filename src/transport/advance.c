@@ -21,9 +21,9 @@
 #define OVERDUE_MARGIN HRFLOW_SEC
 
 /*
- * Time after which the proxy may have changed the password that it accepted.
- * A request that uses the proxy after a longer time without any must open a
- * connection of its own, so a shorter time would delay more requests.
+ * Time since a request last passed the proxy after which the proxy may no
+ * longer accept the password.  The next request must then open a connection of
+ * its own, so a shorter time would delay more requests.
  */
 #define PROXY_MEMORY (20 * HRFLOW_SEC)
 
@@ -39,11 +39,12 @@ static uint32 this_round = 0;
 static bool has_connected = false;
 
 /*
- * Serial of the settings with which a request last passed the proxy, and when
- * it did, or 0 if none has or the proxy has refused one since.  All requests
- * that use a proxy are sent through a tunnel, because http is allowed only for
- * loopback addresses, which bypass the proxy.  So the proxy has accepted the
- * password once it has opened the tunnel.
+ * Serial of the settings with which a request last passed the proxy, or 0 if
+ * none has or the proxy has refused these settings since; and the time when
+ * that request passed.  All requests that use a proxy are sent through a
+ * tunnel, because http is allowed only for loopback addresses, which bypass
+ * the proxy.  So the proxy has accepted the password once it has opened the
+ * tunnel.
  */
 static uint64 passed_proxy = 0;
 static int64 passed_proxy_at = 0;
@@ -94,9 +95,10 @@ hrflow_advance_fail_proxy(const HrflowTransfer *transfer)
 }
 
 /*
- * Record which attempts in flight use a connection that is cut off, because
- * libcurl is about to close it.  libcurl closes an HTTP/1.1 connection before
- * it reports that its request has timed out.  Does not throw.
+ * Called when libcurl is about to close a connection: if the connection is cut
+ * off, record that in the attempts in flight that use it.  libcurl closes an
+ * HTTP/1.1 connection before it reports that its request has timed out.  Does
+ * not throw.
  */
 void
 hrflow_advance_note_closing(int fd)

@@ -112,10 +112,10 @@ charge_again(const HrflowTransfer *transfer)
 /*
  * After a connection broke before it delivered a reply to this request, shut
  * down idle connections that are probably dead, too.  If it took a long time
- * to break, our packets were not acknowledged (see hrflow_pool_open_socket()),
- * for example because a NAT has dropped the connection.  Connections that have
- * been idle for as long have then probably been dropped, too.  Spare the
- * connection with the local port "spared": libcurl is about to use it, or
+ * to break, our packets were probably not acknowledged, for example because a
+ * NAT has dropped the connection; see hrflow_pool_open_socket().  Connections
+ * that have been idle for as long have then probably been dropped, too.  Spare
+ * the connection with the local port "spared": libcurl is about to use it, or
  * knows that it is broken.
  */
 static void
@@ -309,8 +309,8 @@ is_https(const char *url)
  * Is HTTP/2 suitable for a request, apart from what is known about its origin?
  *
  * A POST uses HTTP/1.1.  An HTTP/2 server may close a connection at any time,
- * and libcurl then sends all requests on it again, including those that the
- * server may have processed: see on_request().
+ * and libcurl may then send requests on it again, even if the server has
+ * processed them: see check_connection().
  *
  * A long URL uses HTTP/1.1, too, because nginx and haproxy close the whole
  * HTTP/2 connection in cases where they answer 414 or 400 over HTTP/1.1.
@@ -730,8 +730,8 @@ hrflow_curl_prolong(HrflowTransfer *transfer, int64 duration)
  * although it was never closed, for example if a NAT has dropped it, and
  * libcurl would keep reusing a dead HTTP/2 connection.  If the server is
  * merely slow, other requests on the connection are sent again over another
- * connection.  If the connection is known to be dead, connections that have
- * been idle meanwhile probably are, too.
+ * connection.  If the connection is cut off, connections that have been idle
+ * meanwhile probably are, too; see hrflow_poller_is_cut_off().
  *
  * libcurl reports the descriptor only for the last request on a connection, so
  * find the connection by its local port.

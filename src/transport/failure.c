@@ -111,8 +111,8 @@ classify_code(HrflowTransfer *transfer, CURLcode code)
 			 * If the request was not sent, and the attempt, apart from
 			 * excused time, was shorter than request_timeout, it was the
 			 * limit for connecting.  After request_timeout, a retry would
-			 * only make a slow server process the request again, unless the
-			 * connection over which it was sent is probably dead.
+			 * probably only make a slow server process the request again,
+			 * unless the connection over which it was sent seems to be dead.
 			 */
 			if (was_sent || hrflow_clock_now() - transfer->attempt.began -
 				transfer->attempt.excused >=
@@ -188,8 +188,9 @@ refusal_of_proxy(const HrflowTransfer *transfer, CURLcode code)
 }
 
 /*
- * Did the attempt fail because its connect_timeout, which libcurl enforces for
- * the connection, and the kernel for data sent, is shorter than the default?
+ * Could the attempt have failed because its connect_timeout, which libcurl
+ * enforces for connecting, and the kernel for data sent, is shorter than the
+ * default?  True even if request_timeout ended the attempt.
  */
 static bool
 is_impatient(const HrflowTransfer *transfer, CURLcode code)
@@ -232,9 +233,9 @@ hrflow_failure_classify(HrflowTransfer *transfer, CURLcode code)
 
 /*
  * Return the time since which the server has not answered an attempt that has
- * ended without a reply.  This is its start or, if it was sent over a
- * connection that it had not opened itself, the current time: such a
- * connection may have been dead although the server was not.
+ * ended without a reply.  This is its start plus the excused time or, if it
+ * was sent over a connection that it had not opened itself, the current time:
+ * such a connection may have been dead although the server was not.
  */
 int64
 hrflow_failure_since(const HrflowReply *reply)

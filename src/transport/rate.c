@@ -4,18 +4,20 @@
  *		Limits the rate of requests of each account, and pauses accounts.
  *
  * An account is a key at an origin.  Its limit is a token bucket that holds
- * the tokens of one second, represented by the time at which the next request
- * is due (the "generic cell rate algorithm").  In any minute at most limit +
- * limit / 60 requests are admitted, and there are no boundaries between
- * minutes at which two bursts could meet.
+ * the tokens of one second, but at least one token.  It is represented by the
+ * time at which the next request is due (the "generic cell rate algorithm").
+ * In any minute at most limit + max(limit / 60, 1) requests are admitted, and
+ * there are no boundaries between minutes at which two bursts could meet.
  *
  * The limit that the server itself imposes is learned from its replies; see
  * allowance.c.
  *
  * A 429, or a 503 with a Retry-After of at most HRFLOW_RETRY_AFTER_LIMIT,
- * pauses the account, until the time that the reply states, if any.  So do
- * many failures in succession (5xx, or connections that fail or break) soon
- * after other replies, as when a server is restarted.
+ * pauses the account, until the time that the reply states, if any, but for no
+ * longer than that limit.  So do many failures in succession (5xx, or
+ * connections that fail or break) soon after other replies, as when a server
+ * is restarted.
+ *
  * When the pause is over, one request is sent as a probe.  If the probe is
  * refused, too, or is another such failure, the account is paused for longer.
  * If the probe is abandoned, another one is sent.  Any other outcome ends the
@@ -73,8 +75,9 @@
 #define FAILURE_PAUSE_LIMIT (2 * HRFLOW_SEC)
 
 /*
- * Minimum time to wait for the outcome of a probe.  If no outcome has been
- * reported by then, the pause ends.
+ * Minimum time to wait for the outcome of a probe.  If the pause was longer,
+ * we wait for the length of the pause.  If no outcome has been reported by
+ * then, the pause ends.
  */
 #define PROBE_MIN HRFLOW_SEC
 
@@ -362,9 +365,9 @@ choose_pause(const HrflowBucket *bucket, double random, int64 now)
 /*
  * Pause an account because of "cause", or extend its pause.  "asked" is the
  * length requested by the server, or 0.  During a pause, a request other than
- * a probe extends it only if the server requested a length.  The reply to such
- * a request does not revoke an earlier request for a pause that is too long to
- * wait for.  The caller must hold the mutex.
+ * a probe extends it only if the server requested a length.  If the pause is
+ * already too long to wait for, the reply to such a request does not change
+ * that.  The caller must hold the mutex.
  */
 static void
 pause_bucket(HrflowBucket *bucket, HrflowAccountOutcome cause, int64 asked,
@@ -441,8 +444,8 @@ requested_pause(const HrflowTransfer *transfer, HrflowAccountOutcome outcome)
  * length of the pause or, after a refusal, a longer Retry-After, in
  * microseconds; else 0.  Sets *counts to whether the attempt counts towards
  * max_attempts.  A refusal does not count if the account was already paused,
- * unless the attempt was a probe.  A failure does not count while failures may
- * be due to a restart of the server.  Does not throw.
+ * unless the attempt was a probe.  A failure does not count if it is a reason
+ * to pause the account.  Does not throw.
  */
 int64
 hrflow_rate_report(const HrflowTransfer *transfer,

@@ -133,9 +133,9 @@ admit_transfer(HrflowTransfer *transfer, int64 now)
  * a descriptor.
  *
  * If this throws, the request is still ready.  If it was admitted as a probe
- * or counted, that is undone when the transport is dismissed, or when the
- * request is started again (if the error was raised and caught while another
- * transport was being used).
+ * or counted, that is undone when the transport is dismissed, when the request
+ * is given up, or when it is started again (if the error was raised and caught
+ * while another transport was being used).
  */
 static StartResult
 start_transfer(HrflowTransfer *transfer, int64 now)
@@ -191,9 +191,10 @@ restart_transfer(HrflowTransfer *transfer)
  * submitter gets the reply.
  *
  * If the bodies of all replies together, rather than this body, were too
- * large, the request becomes ready again, the attempt does not count, and
- * fewer requests may be in flight from then on.  A POST is not retried, since
- * the server has already processed it.
+ * large, the request becomes ready again, unless it may no longer be sent.
+ * The attempt does not count, and the number of requests in flight is limited
+ * from then on.  A POST is not retried, since the server has already processed
+ * it.
  */
 static void
 end_attempt(HrflowTransfer *transfer)
@@ -479,8 +480,8 @@ count_unsent(void)
 }
 
 /*
- * Return the next ready request to start, or NULL if the windows have no room
- * for any.  Links have priority.
+ * Return the next ready request to start, or NULL if there is none whose
+ * window has room.  Links have priority.
  */
 static HrflowTransfer *
 next_ready(HrflowTransport *transport)
@@ -682,8 +683,8 @@ hrflow_scheduler_wait(int64 until)
 
 /*
  * Return how many more requests of a transport could be started now if no
- * other requests were ready.  The windows of their origins may allow fewer.
- * May be negative.
+ * other requests were ready.  The windows of their origins, the account, the
+ * proxy and the available descriptors may allow fewer.  May be negative.
  */
 int
 hrflow_scheduler_room(const HrflowTransport *transport)

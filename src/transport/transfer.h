@@ -112,8 +112,9 @@ typedef enum HrflowFault
 								 * must not be resent */
 	HRFLOW_UNUSABLE,			/* libcurl was about to send the request over
 								 * a connection that cannot be used */
-	HRFLOW_STOPPED,				/* libcurl was about to send a request to the
-								 * API although the transport was stopped */
+	HRFLOW_STOPPED,				/* libcurl was about to send a request that
+								 * has been given up; see
+								 * hrflow_transfer_is_given_up() */
 	HRFLOW_MIXED_UP				/* the reply cannot be attributed to a request */
 } HrflowFault;
 
@@ -154,8 +155,8 @@ typedef struct HrflowAttempt
 								 * microseconds, or 0 */
 	bool		is_probe;		/* is the attempt a probe whose outcome has
 								 * not been reported yet? */
-	bool		is_impatient;	/* did a connect_timeout shorter than the
-								 * default end the attempt? */
+	bool		is_impatient;	/* could a connect_timeout shorter than the
+								 * default have ended the attempt? */
 	bool		is_alone;		/* is this the only request that may be in
 								 * flight? */
 	bool		counts;			/* if there is a pause, does the attempt count
@@ -186,8 +187,8 @@ typedef struct HrflowAttempt
 	int			local_port;		/* local port of the attempt's connection */
 	int			socket;			/* descriptor of the connection, or -1 if
 								 * unknown */
-	bool		is_cut_off;		/* is the connection probably dead; see
-								 * hrflow_poller_is_cut_off()? */
+	bool		is_cut_off;		/* is the connection probably dead?  See
+								 * hrflow_poller_is_cut_off() */
 	uint64		connection;		/* hash of the endpoints of the connection, or
 								 * 0 if the request is not using a connection
 								 * or the endpoints are unknown */

@@ -6,9 +6,9 @@
  * A call of a function, or a scan, has one transport for its requests, from
  * hrflow_transport_begin() to hrflow_transport_end(), the reset of the memory
  * context in which it began, or the abort of the transaction, whichever comes
- * first.  (A procedure that commits keeps its transport.)  There can be
- * several transports at the same time, if a function called by a statement
- * sends requests of its own, or if a scan has been suspended.
+ * first.  (A procedure that commits or rolls back keeps its transport.)  There
+ * can be several transports at the same time, if a function called by a
+ * statement sends requests of its own, or if a scan has been suspended.
  *
  * If an error interrupts the use of a transport, the caller must end it.  The
  * memory context may live on: if the error is rolled back to a savepoint, that
@@ -17,7 +17,7 @@
  *
  * In this layer only hrflow_transport_next(), hrflow_transport_next_until(),
  * hrflow_transport_pause() and hrflow_transport_suspend() process interrupts.
- * Others process them elsewhere, too, as json.c and outcome.c do in loops.
+ * Other layers process interrupts, too: see, for example, json.c.
  *
  *-------------------------------------------------------------------------
  */
@@ -430,7 +430,8 @@ hrflow_transport_stop(HrflowTransport *transport, bool at_limit)
 
 /*
  * Stop fetching links.  Links that have been requested from their hosts are
- * completed.  All others are returned as replies with "stopped" set.
+ * completed, unless libcurl would have to request them again.  All other links
+ * are returned as replies with "stopped" set.
  */
 void
 hrflow_transport_stop_links(HrflowTransport *transport)
@@ -440,8 +441,8 @@ hrflow_transport_stop_links(HrflowTransport *transport)
 }
 
 /*
- * Abandon all requests that have no reply yet, because the time limit has
- * expired.
+ * Abandon all requests that have no reply yet.  Called when the time limit has
+ * expired, or when the caller will not wait any longer.
  */
 void
 hrflow_transport_expire(HrflowTransport *transport)
@@ -685,8 +686,8 @@ hrflow_transport_poll(HrflowTransport *transport)
  * again by submit, post, next, poll or pause.  Must be called before control
  * passes to the client for an unknown time, as with an open cursor.  Replies
  * are kept until the caller asks for them, but their outcomes are reported to
- * the account.  Raises errors as hrflow_transport_next() does, but without
- * returning replies first.
+ * the account.  Raises any error of CHECK_FOR_INTERRUPTS(), and errors of
+ * libcurl or the system, even if replies have arrived.
  */
 void
 hrflow_transport_suspend(HrflowTransport *transport)

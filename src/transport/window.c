@@ -135,7 +135,7 @@
 /* Maximum number of origins that have a window in each backend. */
 #define NWINDOWS 32
 
-/* Reason why the window was reduced before the current round. */
+/* Purpose for which the window was reduced before the current round. */
 typedef enum WindowTrial
 {
 	NO_TRIAL,
