@@ -11,8 +11,9 @@
  * 10 for FETCH 10.  The latter and our ExecutorFinish_hook also deal with the
  * requests that are in flight when the executor returns or fails.
  *
- * For the same reason, we pass the bound of a LIMIT above a read-ahead node on
- * to a sort below the node.
+ * Because ExecSetTupleBound() does not descend below a custom scan either, we
+ * pass the bound of a LIMIT above a read-ahead node on to a sort below the
+ * node.
  *
  *-------------------------------------------------------------------------
  */

@@ -255,8 +255,8 @@ find_inputs_walker(Node *node, void *context)
  *
  * create_scan_plan() puts a Result that evaluates pseudoconstant restrictions
  * above our plan node, too, not only above the scans below it.  That would be
- * redundant, and the target list of the Result would contain row-identity Vars,
- * which our node replaces (see replace_row_identities_mutator()).
+ * redundant, and the target list of the Result would contain row-identity
+ * Vars, which our node replaces (see replace_row_identities_mutator()).
  */
 static RelOptInfo *
 get_parent(const Path *subpath)
@@ -566,9 +566,9 @@ returns_row_identity(Path *path)
  *
  * setrefs.c looks for each Var of a join in the target lists of the nodes
  * below before it processes these nodes, so it would not find the row-identity
- * Vars that our node replaces.  It does not look below an Append, whose columns
- * are merely those of its children in the same order, and finally removes an
- * Append with a single child from the plan.
+ * Vars that our node replaces.  It does not look below an Append, whose
+ * columns are merely those of its children in the same order, and finally
+ * removes an Append with a single child from the plan.
  */
 static Path *
 hide_replaced_vars(Path *path)

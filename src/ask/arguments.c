@@ -265,8 +265,8 @@ hrflow_make_document_body(const char *item_type, Datum item,
 
 	/*
 	 * A jsonb value takes less than 16 times as many bytes as its JSON text,
-	 * so the text of this item would be too long.  Reject the item without
-	 * detoasting it.
+	 * so the text of a larger item would be too long.  Reject such an item
+	 * without detoasting it.
 	 */
 	if (toast_raw_datum_size(item) / 16 > HRFLOW_MAX_TEXT)
 	{

@@ -285,7 +285,7 @@ typedef struct HrflowProgress
 } HrflowProgress;
 
 /*
- * A number in total and by status.
+ * Number of rows or elements, in total and by status.
  */
 typedef struct HrflowCounts
 {
@@ -307,7 +307,7 @@ typedef struct HrflowTally
 } HrflowTally;
 
 /*
- * Passes outcomes to the sink.
+ * State used to pass outcomes to the sink.
  */
 typedef struct HrflowOutcomes
 {
@@ -378,9 +378,10 @@ typedef struct HrflowRefusal
 								 * HRFLOW_FORBIDDEN */
 	int			nrefused;		/* number of elements in succession refused
 								 * for the same reason */
-	int64		refused_since;	/* when the first of them was, if any */
+	int64		refused_since;	/* when the first of them was refused, if any */
 	HrflowStatus status;		/* status of these refusals */
-	int			http_status;	/* their HTTP status, or 0 if there is none */
+	int			http_status;	/* HTTP status of these refusals, or 0 if
+								 * there is none */
 } HrflowRefusal;
 
 /* in equal.c */

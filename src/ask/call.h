@@ -1,7 +1,7 @@
 /*-------------------------------------------------------------------------
  *
  * call.h
- *		One call of a SQL function that returns one value.
+ *		One call of a SQL function that requests a single object or link.
  *
  * A call is processed in these steps: read its arguments, make a request and
  * submit it to a transport, take the replies, and finally return the value or

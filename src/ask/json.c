@@ -6,7 +6,7 @@
  *
  * We do not use jsonb_in(), because it raises errors for input that a reply
  * may contain (before PostgreSQL 16, for all invalid input), and limits the
- * nesting depth only by max_stack_depth.  Within the limits below, this parser
+ * nesting depth only by max_stack_depth.  Within our limits, this parser
  * accepts the same objects and arrays as jsonb_in(), with the same result; a
  * fuzzer compares the two.
  *

@@ -149,7 +149,7 @@ put_row(HrflowSink *sink, int element, const HrflowOutcome *outcome,
 			identifiers->values[element];
 	}
 
-	/* Equal elements have the same values in all other columns. */
+	/* Equal elements have the same values in the columns that follow. */
 	if (!repeated)
 	{
 		for (const RowColumn *column = self->columns; n < self->desc->natts;
@@ -183,17 +183,18 @@ static const HrflowSinkMethods vector_row_sink_methods = {
  */
 
 /*
- * Raise an error in a query that Citus runs on a shard of a table, unless
- * hrflow_embed.allow_in_shard_queries is set.
+ * Raise an error in a query that Citus has sent to a shard of a table, unless
+ * hrflow_embed.allow_in_shard_queries is set.  A query on a shard that Citus
+ * executes in the client's own session is not recognized.
  *
  * If the arguments of a function in FROM are known, Citus sends a join with
  * the function to every shard, and the query on each shard would send all
  * requests.  Citus identifies the connections for these queries by
  * application_name; functions such as run_command_on_workers() use a different
- * name.  A CTE is computed on the coordinator if it refers to no other table
- * and its arguments are known, for example as the result of an aggregate.
- * However, each shard computes ARRAY(SELECT ...) for its own rows (tested with
- * Citus 13.2.2, by test/scale).
+ * name.  A CTE with only the function in its FROM is computed on the
+ * coordinator if the arguments of the function are known, for example as the
+ * result of an aggregate.  However, each shard computes ARRAY(SELECT ...) for
+ * its own rows (tested with Citus 13.2.2, by test/scale).
  */
 static void
 check_not_in_shard_query(const HrflowSettings *settings)

@@ -267,10 +267,10 @@ resend_parked(HrflowOutage *outage, HrflowServer server)
 /*
  * Count a failed attempt.  The outage is assumed to have begun when the first
  * attempt failed or, if the server was silent, at the time that
- * hrflow_failure_since() returns, whichever is earlier; but not before the last
- * answer.  The last answer itself is not taken as the beginning, because there
- * may have been no requests for some time after it, for example while the
- * account was paused.
+ * hrflow_failure_since() returns, whichever is earlier; but not before the
+ * last answer.  The last answer itself is not taken as the beginning, because
+ * there may have been no requests for some time after it, for example while
+ * the account was paused.
  */
 static void
 count_failure(HrflowWatchedServer *server, const HrflowReply *reply,
@@ -319,10 +319,10 @@ hrflow_outage_count_attempt(HrflowOutage *outage, const HrflowReply *reply,
 
 /*
  * When no request is in flight, should the batch wait for the end of an
- * outage?  It should if there may be one, because the last attempt has failed
- * or requests are parked, and if elements remain to be requested that,
- * together with the parked requests, are enough to tell an outage from
- * failures of individual elements.
+ * outage?  It should if there may be one, because an attempt has failed since
+ * the last answer or requests are parked, and if elements remain to be
+ * requested that, together with the parked requests, are enough to tell an
+ * outage from failures of individual elements.
  */
 bool
 hrflow_outage_should_wait(const HrflowOutage *outage, int nunasked)

@@ -26,8 +26,8 @@ hrflow_queue_init(HrflowQueue *queue, MemoryContext context,
 /*
  * Create a request for an element or a link: a POST if there is a body,
  * otherwise a GET.  The URL of a POST is not copied, because all elements
- * share it, so it must live as long as the request.  The body of a POST and the
- * URL of a GET are copied.
+ * share it, so it must live as long as the request.  The body of a POST and
+ * the URL of a GET are copied.
  */
 static HrflowBatchRequest *
 make_batch_request(HrflowQueue *queue, int element, HrflowTarget target,

@@ -8,7 +8,8 @@
  * been refused because of something that the requests have in common: for
  * example, a field that the API does not know, or links that link_hosts does
  * not allow.  It is also assumed if this many elements in succession, first or
- * not, have failed with server errors, such as HTTP 500, after all attempts.
+ * not, have failed with server errors, such as HTTP 500, after all attempts;
+ * see hrflow_refusal_count_outcome() for further conditions.
  *
  *-------------------------------------------------------------------------
  */
@@ -19,14 +20,15 @@
 /*
  * Minimum time, in microseconds, for which all elements must have failed with
  * a server error for a batch to be stopped, if an earlier element had another
- * outcome.  It is as long as an outage that stops a batch; see outage.c.
+ * outcome or the elements are links.  It is as long as an outage that stops a
+ * batch; see outage.c.
  */
 #define ERRORS_LIMIT (10 * HRFLOW_SEC)
 
 /*
  * Start watching a batch.  If "is_watched" is false, only answers that apply
  * to all elements are considered.  If "on_trial" is false, refusals of the
- * first elements are ignored.
+ * first elements are ignored, except server errors.
  */
 void
 hrflow_refusal_init(HrflowRefusal *refusal, bool is_watched, bool on_trial)
@@ -100,8 +102,8 @@ is_about_request(const HrflowResult *result)
 }
 
 /*
- * Did the request fail with HTTP 500 or another server error that does not
- * indicate an outage?
+ * Did the request fail with HTTP 500 or another transient HTTP error?  The
+ * caller must have excluded errors that an outage could cause.
  */
 static bool
 is_server_error(const HrflowResult *result)
@@ -140,9 +142,10 @@ restart_count(HrflowRefusal *refusal)
  * batch.
  *
  * Failures that could be caused by an outage show nothing about the requests;
- * outage.c decides about them.  If elements were not refused from the
- * beginning, server errors must also last for some time, because all requests
- * in flight may fail within a moment.
+ * outage.c decides about them.  Server errors stop a batch only if elements
+ * remain to be requested.  Unless "on_trial" is still true, the errors must
+ * also have lasted for some time, because all requests in flight may fail
+ * within a moment.
  */
 bool
 hrflow_refusal_count_outcome(HrflowRefusal *refusal,

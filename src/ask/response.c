@@ -94,9 +94,9 @@ foreign_key_length(const char *text)
 /*
  * Make text from a server safe to show: mask HrFlow keys, and parts of the
  * secret (which may be empty) that have at least SCRUB_MIN bytes; replace
- * control characters by spaces so that no log line can be forged; and truncate
- * the text.  "message" must be valid in the server encoding.  The result is
- * palloc'd.
+ * ASCII control characters by spaces so that no log line can be forged; and
+ * truncate the text.  "message" must be valid in the server encoding.  The
+ * result is palloc'd.
  */
 char *
 hrflow_response_scrub(const char *message, const char *secret)

@@ -46,7 +46,7 @@ static const CodeInfo known_codes[] = {
 	{.code = "SlowDownRead", .status = HRFLOW_RATE_LIMITED, .transient = true},
 	/* HTTP 400: the store closed an idle connection. */
 	{.code = "RequestTimeout", .status = HRFLOW_TIMEOUT, .transient = true},
-	/* HTTP 409. */
+	/* HTTP 409, but a retry might succeed. */
 	{.code = "OperationAborted", .status = HRFLOW_HTTP_ERROR, .transient = true}
 };
 

@@ -269,7 +269,7 @@ make_document_url(HrflowCall *call)
 
 /*
  * Add a context line about the document, which must not be logged because it
- * contains personal data.
+ * may contain personal data.
  */
 static void
 add_document_context(const HrflowCall *call)

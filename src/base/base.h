@@ -238,7 +238,8 @@ typedef enum HrflowCounter
 								 * call or more */
 	HRFLOW_REQUESTS,			/* requests sent to the API and for links,
 								 * including retries */
-	HRFLOW_RETRIES,				/* requests that we or libcurl have sent again */
+	HRFLOW_RETRIES,				/* requests that the transport or libcurl has
+								 * sent again */
 	HRFLOW_RATE_LIMITS,			/* replies that refuse a request because of a
 								 * rate limit */
 	HRFLOW_BYTES_RECEIVED,		/* size of the reply bodies before

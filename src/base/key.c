@@ -201,9 +201,8 @@ read_key_file(const char *path)
 
 /*
  * Return the API key that a file contains; the string is valid until the next
- * call.
- * Raises 55000 if the file cannot be read or contains no key, and 22023 if the
- * key is invalid.
+ * call.  Raises 55000 if the file cannot be read or contains no key, and 22023
+ * if the key is invalid.
  *
  * Each call checks whether the file has changed, so that a rotated key takes
  * effect at once, but reads the file only if it has changed, or may have.

@@ -10,9 +10,9 @@
  * the default instead.  The default is not what a superuser has configured: a
  * connection option that is refused in this way has replaced the value of the
  * configuration file, which returns only when the configuration is reloaded.
- * Otherwise any role could remove a limit, or have requests sent elsewhere.
- * Therefore, the settings cannot be used while the default of a setting that
- * only superusers may change applies for this reason.
+ * With such an option, any role could remove a limit, or have requests sent
+ * elsewhere.  Therefore, the settings cannot be used while the default of a
+ * setting that only superusers may change applies for this reason.
  *
  *-------------------------------------------------------------------------
  */
@@ -26,12 +26,15 @@
 #include "utils/memutils.h"
 
 /*
- * Names of the settings that had a value other than by SET before they were
- * defined.  If a SET is refused, this value remains.
+ * Names of the settings that, before they were defined, had a value from a
+ * source other than SET.  If a SET is refused, this value remains.
  */
 static List *given = NIL;
 
-/* The settings among these (struct config_generic) whose value was refused. */
+/*
+ * The settings among these (struct config_generic) that only superusers may
+ * change, and whose value was refused.
+ */
 static List *refused = NIL;
 
 static bool
@@ -48,7 +51,8 @@ is_given(const char *name)
 }
 
 /*
- * Record which settings have a value before they are defined.  May throw.
+ * Before the settings are defined, record in "given" those that have a value
+ * from a source other than SET.  May throw.
  */
 void
 hrflow_refused_begin(void)
@@ -69,8 +73,8 @@ hrflow_refused_begin(void)
 }
 
 /*
- * Find the settings whose values have been refused, after all settings have
- * been defined.  May throw.
+ * After all settings have been defined, find those that only superusers may
+ * change and whose values have been refused.  May throw.
  */
 void
 hrflow_refused_find(void)

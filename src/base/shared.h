@@ -48,7 +48,8 @@ typedef enum HrflowAccountOutcome
 	HRFLOW_OVERLOADED,			/* HTTP 503 with a Retry-After of at most
 								 * HRFLOW_RETRY_AFTER_LIMIT */
 	HRFLOW_FAILED,				/* any other HTTP 5xx, or the connection
-								 * failed or broke */
+								 * failed or broke in a way that is not
+								 * HRFLOW_TIMED_OUT */
 	HRFLOW_TIMED_OUT,			/* HTTP 408, a timeout, or a connection
 								 * failure that a retry would repeat or that a
 								 * connect_timeout shorter than the default
@@ -74,8 +75,8 @@ typedef struct HrflowAllowance
 	int64		began;			/* start of the first slot */
 	int64		width;			/* width of each slot, in microseconds, or 0
 								 * if no request has been admitted yet */
-	uint32		slots[HRFLOW_NSLOTS];	/* number of requests admitted in each
-										 * slot */
+	uint32		slots[HRFLOW_NSLOTS];	/* number of requests per slot; see
+										 * hrflow_allowance_note_answer() */
 
 	/* The limit learned from refusals */
 	int64		period;			/* period of the limit, in microseconds, or 0
@@ -89,7 +90,10 @@ typedef struct HrflowAllowance
 	int64		spread_at;		/* earliest time of the next request; see
 								 * SPREAD_PART in allowance.c */
 
-	/* The limit stated by the headers of the last reply */
+	/*
+	 * The limit stated by the headers of the last reply.  Refusals and failed
+	 * requests without such headers do not change it.
+	 */
 	bool		is_told;		/* did the last reply have valid headers about
 								 * the limit? */
 	int64		left;			/* number of requests that may be sent until

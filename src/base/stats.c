@@ -5,8 +5,8 @@
  *
  * Each backend counts locally, and adds its counts to the shared counters once
  * a second while a transport waits or is polled, when it has no more requests
- * in flight, when it begins, is suspended or ends, and when the backend reads
- * or resets the counters.
+ * in flight, when it begins, is suspended or ends, at the end of a batch, and
+ * when the backend reads or resets the counters.
  *
  *-------------------------------------------------------------------------
  */
