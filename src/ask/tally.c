@@ -129,7 +129,7 @@ warn_that_stopped(const HrflowBatchSummary *summary)
 			(errmsg("batch stopped early: %s",
 					hrflow_error_describe(&summary->reason)),
 			 summary->is_links ?
-			 errdetail("The host sent a final reply for %d of %d links; links whose requests were omitted or abandoned have the status \"%s\".",
+			 errdetail("The hosts of the links sent a final reply for %d of %d links; links whose requests were omitted or abandoned have the status \"%s\".",
 					   summary->nanswered, summary->nelements, status) :
 			 errdetail("The API sent a final reply for %d of %d elements; elements whose requests were omitted or abandoned have the status \"%s\".",
 					   summary->nanswered, summary->nelements, status),

@@ -281,7 +281,7 @@ bad_proxy(const char *value)
 		copy = psprintf("http://%s", host);
 		why = hrflow_url_parse(copy, &url);
 		if (why == NULL && url.path[0] != '\0' && strcmp(url.path, "/") != 0)
-			why = gettext_noop("The value contains more than a scheme, a host and a port.");
+			why = gettext_noop("The value has a path, a query or a fragment.");
 		for (const char *p = value; *p && why == NULL; p++)
 		{
 			if (*p <= ' ' || *p > '~')
@@ -749,9 +749,9 @@ hrflow_settings_copy(const HrflowSettings *settings)
 
 /*
  * Return the settings for a statement that is starting.  They do not change,
- * and live until the current memory context is reset.  Raises 55000 if a key
- * is needed but cannot be found or read, if the settings are not defined, or if
- * the value of one was refused, and 22023 if the value of a setting is invalid.
+ * and live until the current memory context is reset.  Raises 55000 if a
+ * needed key cannot be found or read, if the settings are not defined, or if
+ * the value of one was refused, and 22023 if a setting or the key is invalid.
  *
  * A new snapshot is taken only if a setting has been assigned since the latest
  * one was taken, or if a key is needed that the latest one does not contain;
