@@ -156,20 +156,28 @@ char *
 hrflow_link_describe(const char *link)
 {
 	int			length = Min(strcspn(link, "?#"), 300);
-	char	   *shown = pnstrdup(link, length);
-	char	   *at = strrchr(shown, '@');
+	int			scheme = pg_strncasecmp(link, "https://", 8) == 0 ? 8 : 0;
+	char	   *shown;
+	char	   *at;
+	HrflowUrl	url;
+
+	/*
+	 * If the link is not valid, and has an "@" after this part, a password
+	 * may begin in this part.
+	 */
+	if (strchr(link + length, '@') != NULL &&
+		hrflow_url_parse(link, &url) != NULL)
+		length = scheme;
 
 	/*
 	 * Remove everything before the last "@" except "https://", even if the
 	 * "@" is in the path, because a parser might take that part for a
 	 * password.
 	 */
+	shown = pnstrdup(link, length);
+	at = strrchr(shown, '@');
 	if (at != NULL)
-	{
-		int			scheme = pg_strncasecmp(shown, "https://", 8) == 0 ? 8 : 0;
-
 		memmove(shown + scheme, at + 1, strlen(at));
-	}
 
 	for (char *p = shown; *p; p++)
 	{

@@ -145,7 +145,8 @@ hrflow_url_parse(const char *url, HrflowUrl *parsed)
 		parsed->host = ++p;
 		parsed->host_length = strspn(p, "0123456789abcdefABCDEF:.");
 		p += parsed->host_length;
-		if (*p++ != ']')
+		if (*p++ != ']' ||
+			memchr(parsed->host, ':', parsed->host_length) == NULL)
 			return gettext_noop("The value has an invalid host.");
 	}
 	else

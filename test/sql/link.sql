@@ -100,6 +100,10 @@ FROM hrflow_fetch_vectors(ARRAY[NULL, '', 'x', 'file:///etc/passwd', 'ftp://127.
 	'https://user:secret@127.0.0.1/x', 'https://127.0.0.1.example.com/', 'http://localhost/x', 'https://169.254.169.254/latest',
 	E'https://127.0.0.1/a b', E'https://127.0.0.1/\x01', 'https://[::1]/x', 'https://2130706433/', 'https://0x7f.1/'])
 ORDER BY ordinality;
+SELECT error FROM hrflow_fetch_vectors(ARRAY['https://user:secret?x@127.0.0.1/x', 'https://user:secret#x@127.0.0.1/x',
+	'https://user:secret/x?x@127.0.0.1/x', 'https://user:' || repeat('secret', 99) || '@127.0.0.1/x', 'user:secret?@127.0.0.1/x',
+	'https://example.com/x?a@b', 'https://example.com/x@y?a@b'])
+ORDER BY ordinality;
 SELECT hrflow_fetch_vector(NULL) IS NULL AS null_for_null;
 SELECT count(*) FROM hrflow_fetch_vectors('{}');
 SELECT count(*) FROM hrflow_fetch_vectors(NULL);

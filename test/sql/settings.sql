@@ -41,6 +41,8 @@ SET hrflow_embed.base_url = 'http://localhost:secret/v1'; -- error
 SET hrflow_embed.base_url = 'http://127.1/v1'; -- error
 SET hrflow_embed.base_url = 'http://[::2]/v1'; -- error
 SET hrflow_embed.base_url = 'http://[::1/v1'; -- error
+SET hrflow_embed.base_url = 'http://[127.0.0.1]/v1'; -- error
+SET hrflow_embed.base_url = 'https://[127.1]/v1'; -- error
 SET hrflow_embed.base_url = 'http://localhost!/v1'; -- error
 SET hrflow_embed.base_url = 'http://localhost:123456/v1'; -- error
 \set long_path `printf 'secret%.0s' $(seq 200)`
