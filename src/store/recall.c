@@ -148,7 +148,7 @@ hrflow_match_recall(PG_FUNCTION_ARGS)
 			if (hrflow_index_find(search, section) == NULL)
 				ereport(ERROR,
 						(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-						 errmsg("store %s has no index for section \"%s\"",
+						 errmsg("store %s has no usable index for section \"%s\"",
 								store.vectors_name, section),
 						 errhint("Create an index with the statement that hrflow_index_statement() returns.")));
 			sum += measure_recall(search, section, k);

@@ -345,7 +345,7 @@ SKIP:
 	}
 	like(
 		$node->error_of("SELECT hrflow_match_recall('plain')"),
-		qr/^55000: store public\.plain has no index for section "profile"/,
+		qr/^55000: store public\.plain has no usable index for section "profile"/,
 		'hrflow_match_recall() raises an error if there is no index');
 	is(sql("SELECT hrflow_match_recall('vectors', k => NULL)"),
 		'', 'hrflow_match_recall() returns null for a null argument');
