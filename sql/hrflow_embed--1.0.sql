@@ -20,11 +20,12 @@
 --
 -- Functions that read a store are VOLATILE because they execute statements
 -- with new snapshots; a STABLE function would have to use the snapshot of the
--- calling query.  (Functions that rank read the vectors with the snapshot of
--- the calling query, but find indexes and dimensions with new ones.)
--- Functions that read a store are PARALLEL UNSAFE because these statements
--- advance the command counter and may start parallel workers, both of which
--- PostgreSQL restricts in a query that is executed in parallel itself.
+-- calling query.  (Functions that rank search the vectors with the snapshot of
+-- the calling query, but use new ones otherwise, for example to find an
+-- index.)  Functions that read a store are PARALLEL UNSAFE because these
+-- statements advance the command counter and may start parallel workers, both
+-- of which PostgreSQL restricts in a query that is executed in parallel
+-- itself.
 --
 -- hrflow_estimate() and the functions of the views are VOLATILE because what
 -- they return may change at any time.  They and hrflow_embed_stats_reset() are

@@ -5,10 +5,10 @@
  *
  * A table feeds a store if our triggers on the table were created for the
  * store, or name it and were not created for another one, and if the table and
- * the store have the same owner; there is no other registry.  A table wants a
- * profile, or refers to it, if one of the table's rows has the profile's key.
- * A profile is unwanted if no table that feeds the store wants it, and it was
- * not tracked explicitly.
+ * the store have the same owner (see also hrflow_owner_may_feed()).  There is
+ * no other registry.  A table wants a profile, or refers to it, if one of the
+ * table's rows has the profile's key.  A profile is unwanted if no table that
+ * feeds the store wants it, and it was not tracked explicitly.
  *
  *-------------------------------------------------------------------------
  */
@@ -60,7 +60,7 @@ static const char profiles_sql[] =
 /*
  * SQL conditions that compare a column of a row "f", as text, with an
  * expression.  So that an index can be used, they convert the expression to
- * the type and collation of the column, unless the collation is
+ * bigint or uuid, or use the collation of the column, unless that collation is
  * nondeterministic.  An expression that is not in the output format of the
  * type is unequal.
  */
@@ -129,8 +129,8 @@ static const char want_sql[] = TRACK_SQL
 " WHERE p.state = 'unwanted'%s";
 
 /*
- * If contents are read from rows, the content of a key may change when a row
- * is inserted, or when one of several rows with the same key is deleted.
+ * Like want_sql, for contents that are read from rows: a row that is inserted,
+ * or whose key has changed, may change the content of a tracked profile.
  */
 static const char want_content_sql[] = TRACK_SQL
 " ON CONFLICT (source_id, %I) DO UPDATE SET" HRFLOW_MARK_CHANGED
@@ -206,8 +206,8 @@ hrflow_feeder_store(Oid trigger, Oid table)
 
 /*
  * Read a trigger.  Returns NULL if it does not exist, is not one of ours, is a
- * partition's copy, or does not feed the store.  If "stranger" of the result is
- * set, the trigger's table must not be read.
+ * partition's copy, or does not feed the store.  If "stranger" of the result
+ * is set, the trigger's table must not be read.
  *
  * A trigger that names the store does not necessarily feed it, because a role
  * that may execute "function" can create a trigger that names any store; the
@@ -428,7 +428,8 @@ hrflow_feeder_drop(const HrflowFeeder *feeder)
 
 /*
  * Drop the triggers through which a table feeds a store, or those on all
- * tables if "table" is InvalidOid.  Returns whether there were any triggers.
+ * tables if "table" is InvalidOid, except triggers that hrflow_feeder_find()
+ * omits.  Returns whether any trigger was dropped.
  */
 bool
 hrflow_feeder_drop_all(const HrflowStore *store, Oid function, Oid table)
@@ -554,8 +555,9 @@ hrflow_feeder_wants(const HrflowStore *store, Relation table,
 
 /*
  * Return the SQL condition that the profile in row "p" is unwanted.  It omits
- * tables that hrflow_feeder_owns_all() rejects.  Locks the other tables that
- * feed the store.  Throws like hrflow_columns_check_keys().
+ * tables that hrflow_feeder_owns_all() rejects, and tables that have lost the
+ * trigger on INSERT.  Locks all tables that feed the store, except those that
+ * hrflow_feeder_owns_all() rejects.  Throws like hrflow_columns_check_keys().
  */
 char *
 hrflow_feeder_unwanted(const HrflowStore *store, Oid function)
@@ -584,9 +586,9 @@ hrflow_feeder_unwanted(const HrflowStore *store, Oid function)
 
 /*
  * Can all tables that feed a store be queried for the profiles that they want?
- * After a key column has been renamed, that is not possible until
- * hrflow_track_table() is called for the table again; see
- * hrflow_columns_have_keys().
+ * Tables that hrflow_feeder_unwanted() omits do not matter.  After a key
+ * column has been renamed, its table cannot be queried until it is tracked
+ * again; see hrflow_columns_have_keys().
  */
 bool
 hrflow_feeder_can_ask_all(const HrflowStore *store, Oid function)

@@ -69,10 +69,11 @@ static const char due_sql[] =
 " GROUP BY 1";
 
 /*
- * SQL condition that at least one part of "fields" has never been requested
- * for a profile that was refreshed successfully.  Such profiles are due at
- * once; see hrflow_model_make_due().  $1 is the current time, $5 the array of
- * the parts' names, and $6 the array of their sections.
+ * SQL condition for profiles that are due at once, although they were
+ * refreshed successfully, because at least one part of "fields" has never been
+ * requested for them.  Profiles with an error that are due within a day are
+ * excluded; see make_due_sql in model.c.  $1 is the current time, $5 the array
+ * of the parts' names, and $6 the array of their sections.
  */
 #define NEVER_ASKED \
 	"(p.state = 'ok' AND p.sections IS NOT NULL AND (p.last_error IS NULL" \
@@ -136,7 +137,7 @@ typedef struct Forecast
 	double		lacking;		/* fraction of refreshed profiles that lack a
 								 * section */
 	double		latency;		/* latency of a request, in seconds */
-	double		interval;		/* minimum time between two requests, in
+	double		interval;		/* expected time between two requests, in
 								 * seconds */
 } Forecast;
 

@@ -268,8 +268,9 @@ insert_row(void *arg)
  * Insert the row of a run that begins, and acquire its lock, which is held
  * until hrflow_history_unlock().  If there is no table of runs, or the row
  * cannot be inserted, the run is not recorded.  Sets run->is_wary if the last
- * recorded run that has ended was stopped because its results could not be
- * stored.  Throws 25006 if a subscription writes to the store.
+ * recorded run that has ended refreshed no profile, and was stopped because
+ * its results could not be stored.  Throws 25006 if a subscription writes to
+ * the store.
  */
 void
 hrflow_history_begin(HrflowRun *run, const HrflowStore *store)

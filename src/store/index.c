@@ -51,9 +51,9 @@ PG_FUNCTION_INFO_V1(hrflow_index_statement);
  * whom row-level security applies may lack USAGE.  Comparing all vectors does
  * not require that.
  *
- * The planner may choose another index on the same expression, so "lists" is
- * the greatest of all these indexes.  If an IVFFlat index does not set it,
- * pgvector uses the default of 100.
+ * The planner may choose another index on the same expression, so the result
+ * contains the greatest number of lists of all these indexes.  If an IVFFlat
+ * index does not set "lists", pgvector uses the default of 100.
  */
 static const char find_statement[] =
 "SELECT i.indexrelid::regclass, pg_get_indexdef(i.indexrelid, 1, false),"
@@ -281,7 +281,7 @@ hrflow_index_is_cheaper(const HrflowSearch *search, const HrflowIndex *index,
 	HrflowParameters parameters = {0};
 	int64		few;
 
-	/* An HNSW scan would end too early, and an IVFFlat scan cost more. */
+	/* An HNSW scan would end too early; an IVFFlat scan would cost more. */
 	if (k > hrflow_index_max_visited(index))
 		return false;
 	if (search->profiles != NULL &&

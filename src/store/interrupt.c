@@ -83,8 +83,8 @@ handle_sigterm(int signo, siginfo_t *info, void *context)
 }
 
 /*
- * Handle SIGINT during a run.  The timers of lock_timeout and statement_timeout
- * send SIGINT from this process to itself.
+ * Handle SIGINT during a run.  The timers of lock_timeout and
+ * statement_timeout send SIGINT from this process to itself.
  */
 static void
 handle_sigint(int signo, siginfo_t *info, void *context)
@@ -213,13 +213,15 @@ hrflow_interrupts_take(HrflowRun *run)
 }
 
 /*
- * Check whether the client is still connected.  If the connection is lost, let
- * the run and the session end, and send nothing more to the client: a message,
- * such as a NOTICE from a user's trigger, would cause a FATAL error in the
- * transaction that is writing replies.  This is called before each transaction
- * of a run and, because a trigger's message can only be prevented before it is
- * raised, before each profile is written.  A background worker, such as a
- * worker of pg_cron, has no client.
+ * Check whether the client is still connected, if the platform can report it.
+ * If the connection is lost, let the run and the session end, and send nothing
+ * more to the client: a message, such as a NOTICE from a user's trigger, would
+ * cause a FATAL error in the transaction that is writing replies.
+ * hrflow_work_try() calls this before each transaction.  Because a trigger's
+ * message can only be prevented before it is raised, write.c also calls this
+ * before it writes the vectors of each profile, and before it writes the
+ * states of all profiles together.  A background worker, such as a worker of
+ * pg_cron, has no client.
  */
 void
 hrflow_interrupts_check_client(HrflowRun *run)

@@ -1,11 +1,12 @@
 /*-------------------------------------------------------------------------
  *
  * kind.c
- *		Defines the kinds of stores, and all differences between them.
+ *		Defines the kinds of stores, and the differences between them.
  *
- * Other files of this layer never test the kind of a store, but use the
- * properties in its HrflowKind.  The kind of a store is not recorded anywhere:
- * hrflow_kind_of() determines it from the columns of the store.
+ * Except to choose a message, other files of this layer do not test the kind
+ * of a store, but use the properties in its HrflowKind.  The kind of a store
+ * is not recorded anywhere: hrflow_kind_of() determines it from the columns of
+ * the store.
  *
  *-------------------------------------------------------------------------
  */

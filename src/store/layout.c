@@ -4,7 +4,8 @@
  *		Identifies the layout of stored vectors (real[], or pgvector's vector
  *		or halfvec), and reads them.
  *
- * No other file depends on pgvector's layout.
+ * Apart from the format of the elements, no other file depends on pgvector's
+ * layout.
  *
  *-------------------------------------------------------------------------
  */

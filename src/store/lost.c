@@ -4,6 +4,9 @@
  *		Puts aside stored vectors that are missing from the reply for their
  *		profile.
  *
+ * A profile whose content has become empty is not requested.  It is treated
+ * like a profile whose reply contains no vector.
+ *
  *-------------------------------------------------------------------------
  */
 #include "postgres.h"
@@ -64,9 +67,9 @@ static const char note_erased_sql[] =
 " FROM unnest($1, $2) AS k(s, i) WHERE p.source_id = k.s AND p.%I = k.i";
 
 /*
- * Number of profiles, and part of the profiles refreshed by a run, that may
- * lose at most half of each section without a WARNING if the other of the two
- * is exceeded.  Candidates often remove elements of lists.
+ * Number of profiles, and part of the profiles refreshed by a run, that
+ * usually lose at most half of each section, because candidates often remove
+ * elements of lists.  A run that exceeds both raises a WARNING.
  */
 #define USUAL_SHORTENED 20
 #define USUAL_SHORTENED_PART 0.05

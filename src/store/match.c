@@ -44,8 +44,8 @@ PG_FUNCTION_INFO_V1(hrflow_match_weighted);
 #define ARG_WEIGHTED_K 3
 
 /*
- * Maximum number of weights.  The API has five sections, and each match keeps a
- * similarity for each weight.
+ * Maximum number of weights.  The API has five sections, and each match keeps
+ * a similarity for each weight.
  */
 #define MAX_WEIGHTS 100
 
@@ -303,12 +303,12 @@ hrflow_match_restrict_search(FunctionCallInfo fcinfo, HrflowSearch *search)
  */
 
 /*
- * Report in a NOTICE, once per search, that an index returned only "found" of k
- * profiles, if dead tuples are the likely cause.  That requires that the dead
+ * Report in a NOTICE, once per search, that an index returned only "found" of
+ * k profiles, if dead tuples are the likely cause.  That requires that the dead
  * tuples of the table could be as large a part of all vectors that a scan
- * visits as the missing profiles are of k.  If there are fewer, the usual cause
- * is a condition that few of the visited vectors satisfy, and VACUUM would not
- * help.
+ * visits as the missing profiles are of k.  If there are fewer, the usual
+ * cause is a condition that few of the visited vectors satisfy, and VACUUM
+ * would not help.
  */
 static void
 report_dead_tuples(HrflowSearch *search, const HrflowIndex *index,

@@ -271,8 +271,8 @@ dimension_of(const HrflowVector *vector)
 }
 
 /*
- * Return the dimension of a profile's first fetched vector, or 0 if there is
- * none.
+ * Return the dimension of a profile's first fetched or copied vector, or 0 if
+ * there is none.
  */
 int
 hrflow_model_dimension(const HrflowProfile *profile)

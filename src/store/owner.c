@@ -8,8 +8,8 @@
  * inheritance children: the planner evaluates immutable functions in their
  * constraints and indexes as the current user.  So the table must belong to
  * the owner of the store, and each partition or child to a role that has the
- * privileges of the owner.  This may be a superuser or a member of the owner's
- * role, because jobs that create partitions often run as such a role.
+ * privileges of the owner.  Superusers and members of the owner's role have
+ * them, too, and jobs that create partitions often run as such a role.
  *
  *-------------------------------------------------------------------------
  */

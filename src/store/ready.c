@@ -276,7 +276,8 @@ find_disabled(Relation table, const List *feeders)
 
 /*
  * Warn if the store misses changes of a table because the trigger on UPDATE
- * was dropped, a key column was renamed or dropped, or a trigger is disabled.
+ * was dropped, a key column was renamed or dropped, or a trigger does not fire
+ * for ordinary changes.
  * "feeder" is the trigger on INSERT of the table, and "feeders" are all
  * triggers that feed the store.
  */
@@ -311,7 +312,8 @@ warn_of_table(const HrflowStore *store, Relation table,
 
 /*
  * Warn about each table whose changes the store misses, once per statement.
- * Tables that cannot be locked without waiting are skipped.
+ * Tables are skipped if they have lost the trigger on INSERT, must not be read
+ * because of their owners (see owner.c), or cannot be locked without waiting.
  */
 void
 hrflow_ready_warn(const HrflowStore *store, Oid function)

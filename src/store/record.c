@@ -9,9 +9,9 @@
  * instead.  For a profile whose row is rejected, a failure is then recorded.
  * If that row is rejected as well, only the lease of the profile is extended,
  * unless no request was sent for the profile, or not all requests were
- * completed.  In both cases, the profile is not requested, and paid for, again
- * soon.  If the lease is not extended, the profile can be claimed again when
- * the lease of the run ends.
+ * completed.  Both a recorded failure and an extended lease keep the profile
+ * from being requested, and paid for, again soon.  If the lease is not
+ * extended, the profile can be claimed again when the lease of the run ends.
  *
  *-------------------------------------------------------------------------
  */

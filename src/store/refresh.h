@@ -35,8 +35,9 @@ typedef enum HrflowState
 
 /*
  * Queues from which profiles are claimed, in order of precedence.  New and
- * changed profiles, and profiles to be retried, take precedence over all
- * others, such as profiles that are requested again only because of max_age.
+ * changed profiles, and profiles to be retried after a failure, take
+ * precedence over all others, such as missing profiles, and profiles that are
+ * requested again only because of max_age.
  */
 typedef enum HrflowClaimQueue
 {
@@ -58,9 +59,9 @@ typedef struct HrflowBadSource
 								 * not known yet */
 	bool		is_to_be_postponed; /* are the profiles of the source to be
 									 * postponed until due_at? */
-	bool		has_more;		/* did the last statement reach its limit, so
-								 * that there may be more profiles to
-								 * postpone? */
+	bool		has_more;		/* did the last execution of postpone_sql
+								 * reach its limit, so that there may be more
+								 * profiles to postpone? */
 } HrflowBadSource;
 
 /*
@@ -122,7 +123,7 @@ typedef struct HrflowVector
 } HrflowVector;
 
 /*
- * The current or new contents of a profile's row in the table of profiles.
+ * The current or new values of a profile's row in the table of profiles.
  */
 typedef struct HrflowProfileRow
 {
@@ -130,7 +131,7 @@ typedef struct HrflowProfileRow
 	TimestampTz due_at;
 	bool		has_due_at;
 	int			attempts;
-	int			http_status;	/* 0: none */
+	int			http_status;	/* HTTP status, or 0 if there is none */
 	const char *error;			/* error message, or NULL */
 	TimestampTz failed_at;		/* see set_failed_at() */
 	bool		has_failed_at;
@@ -220,7 +221,7 @@ typedef struct HrflowProfile
 	bool		no_vector;		/* does at least one section have no vector? */
 	char	   *no_vector_error;	/* first message of the API that says that
 									 * a section has no vector, or NULL */
-	int			http_status;	/* 0: none */
+	int			http_status;	/* last HTTP status, or 0 if none */
 	char	   *error;
 	List	   *vectors;		/* HrflowVector */
 
@@ -231,8 +232,8 @@ typedef struct HrflowProfile
 								 * another session? */
 	bool		is_taken;		/* is the lease no longer ours, although the
 								 * profile is still tracked? */
-	bool		is_current;		/* if the lease is ours: is the row unchanged
-								 * since the claim? */
+	bool		is_current;		/* if the lease is ours: are "generation" and
+								 * "due_at" unchanged since the claim? */
 	bool		is_stuck;		/* did a conflict with another session, such
 								 * as a lock, prevent the vectors or the state
 								 * from being written? */
@@ -296,8 +297,8 @@ typedef struct HrflowGone
 } HrflowGone;
 
 /*
- * Maximum number of such profiles in HrflowRun.gone.  One transaction decides
- * about all of them.
+ * Maximum number of profiles in HrflowRun.gone.  One transaction decides about
+ * all of them.
  */
 #define HRFLOW_MAX_GONE 10000
 
@@ -321,7 +322,8 @@ struct HrflowRun
 	Oid			vectors;
 	Oid			profiles;		/* table of profiles, or InvalidOid to find
 								 * the table by its name */
-	Jsonb	   *fields;			/* NULL: not given */
+	Jsonb	   *fields;			/* NULL if not given, or if the kind does not
+								 * have "has_sections" */
 	const char *fields_text;
 	Oid			function;		/* OID of hrflow_track_trigger(), which the
 								 * triggers that feed stores call */
@@ -382,10 +384,10 @@ struct HrflowRun
 								 * dimension */
 	bool		is_typed;		/* does the column "vector" accept vectors of
 								 * one dimension only? */
-	bool		is_wary;		/* was the last run stopped, without having
-								 * refreshed any profile, because fetched
-								 * vectors, or the states of their profiles,
-								 * could not be stored? */
+	bool		is_wary;		/* was the last run probably stopped because
+								 * fetched vectors, or the states of their
+								 * profiles, could not be stored?  Set by
+								 * history.c and model.c */
 	int64		fits_at;		/* when vectors that fit the store last
 								 * arrived; see fits() */
 	bool		is_foreign;		/* was the run stopped because of the
@@ -414,7 +416,8 @@ struct HrflowRun
 								 * profiles to be postponed?  Reset after each
 								 * write */
 	bool		is_blocked;		/* was the last claim rolled back, or skipped
-								 * because another session holds a lock? */
+								 * because another session holds a lock?
+								 * work_of_run() resets it after a write */
 	TimestampTz claim_lease;	/* time at which the leases of the last claim
 								 * end, or DT_NOBEGIN if the claim has taken
 								 * no lease yet */
@@ -439,18 +442,23 @@ struct HrflowRun
 								 * subtransaction, or NULL */
 	int64		nrejected;		/* number of profiles whose states were
 								 * rejected, unless that has stopped the run */
-	char	   *rejection;		/* error message of the first of them, or NULL */
-	int			rejection_code; /* SQLSTATE of that error */
+	char	   *rejection;		/* error message of the first rejected state,
+								 * or NULL */
+	int			rejection_code; /* SQLSTATE of "rejection" */
 	int64		ndenied;		/* number of profiles of which the table
 								 * rejected all fetched vectors, unless that
 								 * has stopped the run; see is_denied() */
-	int			ndenied_since;	/* number of them since a vector was last
-								 * stored */
-	char	   *denial;			/* error message of the last of them, or NULL */
-	int			denial_code;	/* SQLSTATE of that error */
+	int			ndenied_since;	/* number of profiles of which the table
+								 * rejected all fetched vectors, since a
+								 * vector was last stored */
+	char	   *denial;			/* error message of the last profile of which
+								 * the table rejected all fetched vectors, or
+								 * NULL */
+	int			denial_code;	/* SQLSTATE of "denial" */
 	int64		npartial;		/* number of profiles with "is_partial" */
-	char	   *partial_error;	/* error message of the first of them, or NULL */
-	int			partial_code;	/* SQLSTATE of that error */
+	char	   *partial_error;	/* error message of the first profile with
+								 * "is_partial", or NULL */
+	int			partial_code;	/* SQLSTATE of "partial_error" */
 
 	/* Locks of other sessions; see work.c. */
 	int			lock_time;		/* maximum time for which the current
@@ -530,8 +538,9 @@ struct HrflowRun
 	HrflowRefreshed refreshed;	/* see hrflow_erase_allowance() */
 	List	   *gone;			/* list of HrflowGone, the profiles that may
 								 * no longer exist in the API */
-	int64		nlong_missing;	/* number of such profiles, including those
-								 * beyond HRFLOW_MAX_GONE */
+	int64		nlong_missing;	/* number of profiles that may no longer exist
+								 * in the API, including those that "gone" has
+								 * no room for */
 	int64		ngone;			/* number of profiles found to no longer exist
 								 * in the API */
 	int64		ngone_put;		/* number of profiles in "ngone" that had

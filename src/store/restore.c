@@ -15,8 +15,8 @@
 PG_FUNCTION_INFO_V1(hrflow_restore);
 
 /*
- * SQL condition that selects the source $1 and the identifiers $2.  If either
- * is null, it selects all sources or all identifiers.
+ * SQL condition that selects the source $1 and the identifiers $2.  If $1 is
+ * null, it selects all sources; if $2 is null, all identifiers.
  */
 static const char chosen_sql[] =
 "($1 IS NULL OR a.source_id = $1) AND ($2 IS NULL OR a.%I = ANY ($2))";
@@ -222,7 +222,7 @@ restore_range(Wanted *wanted, int first, int n)
  * another model made them, become due instead, after a WARNING.  If contents
  * are read from tables, the restored profiles become due as well.  Profiles
  * for which NAME_aside has no vectors that meet of_unwanted_sql become due in
- * any case.  Does nothing if a table that feeds the store cannot be queried.
+ * any case.  Does nothing if hrflow_feeder_can_ask_all() returns false.
  *
  * Call this before hrflow_expire_batch(), which erases unwanted profiles
  * without looking for rows that refer to them.

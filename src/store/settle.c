@@ -35,8 +35,8 @@
 #define LONG_WRITE 500
 
 /*
- * Maximum time for which a run that is about to end retries writing profiles
- * that other sessions have locked.
+ * Maximum time for which hrflow_settle() retries writing profiles that other
+ * sessions have locked; but see write_rest().
  */
 #define LOCKED_GRACE (10 * HRFLOW_SEC)
 

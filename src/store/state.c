@@ -175,8 +175,8 @@ hrflow_state_get_interval(FunctionCallInfo fcinfo, int argno, const char *name)
 /*
  * Return the argument "max_age".  PostgreSQL reads '90' as 90 seconds.  If the
  * user meant 90 days, all profiles would be fetched, and paid for, all the
- * time.  So reject anything shorter than an hour, which nobody needs and which
- * is a number of up to 3,599 without a unit.  Only zero must be deliberate.
+ * time.  So any age of less than an hour is rejected, which includes numbers
+ * below 3,600 without a unit, but not zero, which must be deliberate.
  *
  * Throws 22023.
  */

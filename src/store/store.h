@@ -100,7 +100,7 @@ typedef struct HrflowKind
 typedef struct HrflowColumn
 {
 	const char *name;
-	Oid			type;			/* InvalidOid: any type */
+	Oid			type;			/* InvalidOid means any type */
 } HrflowColumn;
 
 /*
@@ -188,7 +188,7 @@ typedef struct HrflowRows
  */
 enum
 {
-	HRFLOW_TRIGGER_STORE,		/* name, quoted and qualified */
+	HRFLOW_TRIGGER_STORE,		/* store name, quoted and qualified */
 	HRFLOW_TRIGGER_PROFILE_COLUMN,
 	HRFLOW_TRIGGER_SOURCE_ID,	/* source of all rows; may be empty */
 	HRFLOW_TRIGGER_SOURCE_COLUMN,	/* column with the source of each row; may

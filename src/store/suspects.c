@@ -18,8 +18,8 @@
  * Minimum number of consecutive requests that must fail for the same reason
  * before a run concludes that the cause is not specific to the profiles.
  * While requests are in flight, at least "batch_size" failures are required as
- * well, or HRFLOW_MAX_WASTED if a setting may be wrong.  If the run has
- * stopped because "patience" was exceeded, one is enough.
+ * well, but no more than HRFLOW_MAX_WASTED if a setting may be wrong.  If the
+ * run has stopped because "patience" was exceeded, one is enough.
  */
 #define MIN_OUTAGE 8
 
@@ -100,8 +100,8 @@ have_met_the_same(const HrflowProfile *a, const HrflowProfile *b)
 
 /*
  * Do not attribute the failure of a profile to the profile, because it was
- * caused by an outage.  Failures that are a SIGN_OF_VECTORS are still attributed
- * to it.
+ * caused by an outage.  Failures that are a SIGN_OF_VECTORS are still
+ * attributed to it.
  */
 static void
 postpone_in_outage(HrflowProfile *profile)

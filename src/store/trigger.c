@@ -141,8 +141,8 @@ one_sql(const HrflowStore *store, OneStatement statement)
 }
 
 /*
- * Return the plan of a statement for a store.  Plans it again if its SQL has
- * changed.
+ * Return the cached plan of a statement for a store.  Plans the statement
+ * first if there is no plan of it yet, or if its SQL has changed.
  */
 static SPIPlanPtr
 get_plan(const HrflowStore *store, OneStatement statement)
@@ -182,7 +182,8 @@ get_plan(const HrflowStore *store, OneStatement statement)
 }
 
 /*
- * Execute a statement about one profile with the snapshot of the transaction.
+ * Execute a statement about one profile with the snapshot that the isolation
+ * level prescribes.
  */
 static void
 execute_for_one(const HrflowStore *store, OneStatement statement,
@@ -443,9 +444,10 @@ report_missing_store(TriggerData *trigdata)
 /*
  * Open the store that a trigger feeds, on behalf of the owner of the
  * trigger's table, who must also own the store.  If the trigger is a
- * partition's copy, this is the partitioned table.  Only a trigger on TRUNCATE
- * reads the table, so only then are the owners of its partitions and children
- * checked, too.  Returns false if the store no longer exists.
+ * partition's copy, the owner of the partitioned table counts, not that of the
+ * partition.  Only a trigger on TRUNCATE reads the table, so only then are the
+ * owners of its partitions and children checked, too.  Returns false, after a
+ * WARNING, if the store no longer exists.
  */
 static bool
 open_fed_store(HrflowStore *store, TriggerData *trigdata)

@@ -59,7 +59,7 @@ static Oid	insert_types[] = {TEXTOID, TEXTOID, TEXTOID, INT4OID,
 FLOAT4ARRAYOID, TIMESTAMPTZOID};
 
 /*
- * Did the API reply to all requests for a profile, without a failure?
+ * Were all requests for a profile completed without a failure?
  */
 bool
 hrflow_write_is_complete(const HrflowProfile *profile)
@@ -76,7 +76,7 @@ typedef struct Writing
 	SPIPlanPtr	erase;
 	List	   *profiles;
 	HrflowProfile *profile;		/* profile that is being written */
-	HrflowVector *vector;		/* vector of it that is being written, or NULL */
+	HrflowVector *vector;		/* vector that is being written, or NULL */
 	TimestampTz now;			/* value of fetched_at for new vectors */
 	bool		with_states;	/* write the states together with the vectors? */
 	bool		has_vectors;	/* have the vectors been written? */
@@ -277,9 +277,9 @@ try_write_profiles(Writing *writing, List *profiles)
 /*
  * Record that the vectors or the state of a profile could not be written,
  * either because of an error specific to the profile, or because of a conflict
- * with another session.  In the latter case, hold back the profile, and move
- * it to the end of the list, so that the next write tries other profiles
- * first.
+ * with another session.  In the latter case, leave the profile to a later
+ * write, and move it to the end of the list, so that the next write tries
+ * other profiles first.
  */
 static void
 note_write_error(Writing *writing, HrflowProfile *profile, ErrorData *error)
@@ -437,7 +437,7 @@ end_writing(Writing *writing)
  * Write the vectors of profiles: first the profiles whose vectors have not
  * been found to be locked, together if that causes no error, and then the
  * others.  Then write the states together, except those of profiles that are
- * held back.
+ * left to a later write.
  */
 static void
 write_together(HrflowRun *run, const HrflowStore *store, List *profiles)
@@ -470,7 +470,7 @@ write_together(HrflowRun *run, const HrflowStore *store, List *profiles)
 
 /*
  * Write the vectors and the state of each profile in a subtransaction.  Then
- * record the failures of the profiles for which that was not possible.
+ * record the failures of the profiles whose vectors or states were rejected.
  */
 static void
 write_singly(HrflowRun *run, const HrflowStore *store, List *profiles)
@@ -503,8 +503,9 @@ hrflow_write_explain(const HrflowStore *store)
 }
 
 /*
- * Add a profile to run->gone if the API has had no vector for it for at least
- * HRFLOW_GONE_AGE, and there are not too many such profiles already.
+ * If the API has had no vector for a profile for at least HRFLOW_GONE_AGE,
+ * count the profile in run->nlong_missing, and add it to run->gone, unless
+ * that list is full.
  */
 static void
 note_long_missing(HrflowRun *run, const HrflowProfile *profile)
@@ -562,7 +563,7 @@ lock_tables(const HrflowRun *run, const HrflowStore *store)
 
 	for (int i = 0; i < lengthof(tables); i++)
 	{
-		/* An INSERT would lock only its own partition, so lock all of them. */
+		/* An INSERT would lock only the partitions of its rows; lock all. */
 		foreach(cell, find_all_inheritors(RelationGetRelid(tables[i]), NoLock,
 										  NULL))
 			LockRelationOid(lfirst_oid(cell), RowExclusiveLock);
@@ -570,9 +571,9 @@ lock_tables(const HrflowRun *run, const HrflowStore *store)
 }
 
 /*
- * If a profile that was held back must keep sections that its reply lacks, for
- * example because too many profiles have lost sections, let all profiles of
- * this write keep such sections.
+ * If a profile that was held back has lost more than half of a section, but
+ * must keep its vectors, for example because too many profiles have lost
+ * vectors, let all profiles of this write that have lost as much keep theirs.
  */
 static void
 keep_held_back(List *profiles)
