@@ -125,7 +125,7 @@ hrflow_content_can_lock(const HrflowRun *run, const HrflowStore *store)
 	{
 		const HrflowFeeder *feeder = lfirst(cell);
 
-		if (!feeder->is_insert)
+		if (!feeder->represents)
 			continue;
 		foreach(inner, find_all_inheritors(feeder->table, NoLock, NULL))
 		{
@@ -138,8 +138,8 @@ hrflow_content_can_lock(const HrflowRun *run, const HrflowStore *store)
 }
 
 /*
- * Find the triggers on INSERT and UPDATE of the tables that feed the store,
- * and lock these tables.  Must be called before rows of the store are locked,
+ * Find the triggers on UPDATE of the tables that feed the store, and those
+ * that represent the tables, and lock these tables.  Must be called before rows of the store are locked,
  * because TRUNCATE of one of these tables locks the table before it locks rows
  * of the store.
  */
@@ -155,11 +155,11 @@ hrflow_content_feeders(const HrflowRun *run, const HrflowStore *store)
 		HrflowFeeder *feeder = lfirst(cell);
 
 		/*
-		 * The trigger on UPDATE specifies the columns.  Include the trigger
-		 * on INSERT, too: hrflow_release_columns() drops only the trigger on
-		 * UPDATE, and the contents must not be considered empty after that.
+		 * The trigger on UPDATE specifies the columns.  If it was dropped,
+		 * for example by hrflow_release_columns(), the contents must not be
+		 * considered empty.
 		 */
-		if (feeder->is_insert || feeder->is_update)
+		if (feeder->represents || feeder->is_update)
 			feeders = lappend(feeders, feeder);
 	}
 	return feeders;
@@ -322,7 +322,7 @@ read_tables(const HrflowStore *store, List *feeders, List *profiles)
 	{
 		const HrflowFeeder *feeder = lfirst(cell);
 
-		if (feeder->is_insert)
+		if (feeder->represents)
 			read_table(store, feeders, feeder, profiles);
 	}
 	AtEOXact_GUC(false, level);

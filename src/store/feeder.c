@@ -263,10 +263,7 @@ read_trigger(Relation triggers, Oid trigger, const HrflowStore *store,
 	feeder->trigger_name = pstrdup(NameStr(form->tgname));
 	feeder->type = form->tgtype;
 	feeder->enabled = form->tgenabled;
-	feeder->is_insert = TRIGGER_TYPE_MATCHES(form->tgtype,
-											 TRIGGER_TYPE_STATEMENT,
-											 TRIGGER_TYPE_AFTER,
-											 TRIGGER_TYPE_INSERT);
+	feeder->represents = false;
 	feeder->is_update = TRIGGER_TYPE_MATCHES(form->tgtype, TRIGGER_TYPE_ROW,
 											 TRIGGER_TYPE_AFTER,
 											 TRIGGER_TYPE_UPDATE);
@@ -325,8 +322,20 @@ read_feeders(Relation triggers, const HrflowStore *store, Oid function,
 }
 
 /*
+ * Can a trigger represent its table?  A disabled trigger on DELETE or TRUNCATE
+ * may mean that the table is being untracked; see untrack.c.
+ */
+static bool
+can_represent(const HrflowFeeder *feeder)
+{
+	return feeder->enabled != TRIGGER_DISABLED ||
+		!(TRIGGER_FOR_DELETE(feeder->type) || TRIGGER_FOR_TRUNCATE(feeder->type));
+}
+
+/*
  * Return the triggers that feed a store, as a list of HrflowFeeder; see
  * read_trigger().  If "table" is valid, return only triggers on this table.
+ * One trigger of each table that can_represent() accepts represents the table.
  * Unless "lockmode" is NoLock, lock the tables, in the order of their OIDs,
  * with their partitions and children, and omit triggers that no longer exist
  * once the tables are locked.  Triggers on tables that must not be read
@@ -343,6 +352,7 @@ hrflow_feeder_find(const HrflowStore *store, Oid function, Oid table,
 	List	   *found = NIL;
 	List	   *feeders = NIL;
 	Oid			locked = InvalidOid;
+	Oid			represented = InvalidOid;
 	ListCell   *cell;
 
 	foreach(cell, read_feeders(triggers, store, function, made_for_it))
@@ -364,37 +374,16 @@ hrflow_feeder_find(const HrflowStore *store, Oid function, Oid table,
 		locked = feeder->table;
 		feeder = read_trigger(triggers, feeder->trigger, store, function,
 							  made_for_it);
-		if (feeder != NULL && !OidIsValid(feeder->stranger))
-			feeders = lappend(feeders, feeder);
+		if (feeder == NULL || OidIsValid(feeder->stranger))
+			continue;
+		feeder->represents = feeder->table != represented &&
+			can_represent(feeder);
+		if (feeder->represents)
+			represented = feeder->table;
+		feeders = lappend(feeders, feeder);
 	}
 	table_close(triggers, AccessShareLock);
 	return feeders;
-}
-
-/*
- * Return the original of a partition's copy of a trigger, or the trigger
- * itself if it is not a copy.  Sets *table to the table of the original.
- */
-Oid
-hrflow_feeder_original(Oid trigger, Oid *table)
-{
-	Relation	triggers = table_open(TriggerRelationId, AccessShareLock);
-	Oid			parent = trigger;
-
-	while (OidIsValid(parent))
-	{
-		HeapTuple	tuple = hrflow_catalog_trigger(triggers, parent);
-		Form_pg_trigger form;
-
-		trigger = parent;
-		if (!HeapTupleIsValid(tuple))
-			elog(ERROR, "could not find tuple for trigger %u", trigger);
-		form = (Form_pg_trigger) GETSTRUCT(tuple);
-		parent = form->tgparentid;
-		*table = form->tgrelid;
-	}
-	table_close(triggers, AccessShareLock);
-	return trigger;
 }
 
 /*
@@ -555,8 +544,8 @@ hrflow_feeder_wants(const HrflowStore *store, Relation table,
 
 /*
  * Return the SQL condition that the profile in row "p" is unwanted.  It omits
- * tables that hrflow_feeder_owns_all() rejects, and tables that have lost the
- * trigger on INSERT.  Locks all tables that feed the store, except those that
+ * tables that hrflow_feeder_owns_all() rejects, and tables that are being
+ * untracked.  Locks all tables that feed the store, except those that
  * hrflow_feeder_owns_all() rejects.  Throws like hrflow_columns_check_keys().
  */
 char *
@@ -571,7 +560,7 @@ hrflow_feeder_unwanted(const HrflowStore *store, Oid function)
 		HrflowFeeder *feeder = lfirst(cell);
 		Relation	table;
 
-		if (!feeder->is_insert)
+		if (!feeder->represents)
 			continue;
 		table = relation_open(feeder->table, NoLock);
 		hrflow_columns_check_keys(table, function, feeder->args);
@@ -602,7 +591,7 @@ hrflow_feeder_can_ask_all(const HrflowStore *store, Oid function)
 		HrflowFeeder *feeder = lfirst(cell);
 		Relation	table;
 
-		if (!feeder->is_insert)
+		if (!feeder->represents)
 			continue;
 		table = relation_open(feeder->table, NoLock);
 		result = result &&

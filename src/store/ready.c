@@ -275,11 +275,32 @@ find_disabled(Relation table, const List *feeders)
 }
 
 /*
- * Warn if the store misses changes of a table because the trigger on UPDATE
- * was dropped, a key column was renamed or dropped, or a trigger does not fire
- * for ordinary changes.
- * "feeder" is the trigger on INSERT of the table, and "feeders" are all
- * triggers that feed the store.
+ * Return an event for which a table has none of the triggers in "feeders", or
+ * NULL.  UPDATE is omitted: see hrflow_columns_are_compared().
+ */
+static const char *
+find_missing(Relation table, const List *feeders)
+{
+	int			types = 0;
+	ListCell   *cell;
+
+	foreach(cell, feeders)
+	{
+		const HrflowFeeder *feeder = lfirst(cell);
+
+		if (feeder->table == RelationGetRelid(table))
+			types |= feeder->type;
+	}
+	return !TRIGGER_FOR_INSERT(types) ? "INSERT" :
+		!TRIGGER_FOR_DELETE(types) ? "DELETE" :
+		!TRIGGER_FOR_TRUNCATE(types) ? "TRUNCATE" : NULL;
+}
+
+/*
+ * Warn if the store misses changes of a table because a trigger was dropped, a
+ * key column was renamed or dropped, or a trigger does not fire for ordinary
+ * changes.  "feeder" represents the table, and "feeders" are all triggers that
+ * feed the store.
  */
 static void
 warn_of_table(const HrflowStore *store, Relation table,
@@ -290,15 +311,18 @@ warn_of_table(const HrflowStore *store, Relation table,
 	bool		is_compared = hrflow_columns_are_compared(table,
 														  feeder->function,
 														  feeder->args);
+	const char *missing = find_missing(table, feeders);
 	const Trigger *disabled = find_disabled(table, feeders);
 
-	if (has_keys && is_compared && disabled == NULL)
+	if (has_keys && is_compared && missing == NULL && disabled == NULL)
 		return;
 	ereport(WARNING,
 			(errmsg("store %s misses changes of table \"%s\"",
 					store->vectors_name, RelationGetRelationName(table)),
 			 !has_keys ?
 			 errdetail("A column of identifiers or sources was renamed or dropped.") :
+			 missing != NULL ?
+			 errdetail("The trigger on %s was dropped.", missing) :
 			 !is_compared || disabled == NULL ?
 			 errdetail("The trigger on UPDATE was dropped, for example by DROP COLUMN ... CASCADE.") :
 			 disabled->tgenabled == TRIGGER_DISABLED ?
@@ -312,8 +336,8 @@ warn_of_table(const HrflowStore *store, Relation table,
 
 /*
  * Warn about each table whose changes the store misses, once per statement.
- * Tables are skipped if they have lost the trigger on INSERT, must not be read
- * because of their owners (see owner.c), or cannot be locked without waiting.
+ * Tables are skipped if they are being untracked, must not be read because of
+ * their owners (see owner.c), or cannot be locked without waiting.
  */
 void
 hrflow_ready_warn(const HrflowStore *store, Oid function)
@@ -334,7 +358,7 @@ hrflow_ready_warn(const HrflowStore *store, Oid function)
 		const HrflowFeeder *feeder = lfirst(cell);
 		Relation	table;
 
-		if (!feeder->is_insert ||
+		if (!feeder->represents ||
 			!ConditionalLockRelationOid(feeder->table, AccessShareLock))
 			continue;
 		table = try_relation_open(feeder->table, NoLock);

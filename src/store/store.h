@@ -217,7 +217,8 @@ typedef struct HrflowFeeder
 	char	   *trigger_name;
 	int16		type;			/* pg_trigger.tgtype */
 	char		enabled;		/* pg_trigger.tgenabled */
-	bool		is_insert;		/* is this the trigger on INSERT? */
+	bool		represents;		/* does this trigger represent its table?  See
+								 * hrflow_feeder_find() */
 	bool		is_update;		/* is this the trigger on UPDATE? */
 	char	   *args[HRFLOW_TRIGGER_NARGS]; /* arguments; an argument that the
 											 * trigger lacks is an empty
@@ -325,7 +326,6 @@ extern List *hrflow_feeder_find(const HrflowStore *store, Oid function,
 								Oid table, LOCKMODE lockmode);
 extern HrflowFeeder *hrflow_feeder_get(const HrflowStore *store, Oid function,
 									   Oid trigger);
-extern Oid	hrflow_feeder_original(Oid trigger, Oid *table);
 extern bool hrflow_feeder_is_of(Oid trigger, Oid vectors);
 extern Oid	hrflow_feeder_store(Oid trigger, Oid table);
 extern void hrflow_feeder_drop(const HrflowFeeder *feeder);

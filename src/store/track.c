@@ -435,7 +435,7 @@ create_triggers(const HrflowStore *store, Relation table, Oid function,
 	foreach(cell, old)
 	{
 		hrflow_beside_check_renamed(store, lfirst(cell));
-		if (((HrflowFeeder *) lfirst(cell))->is_insert)
+		if (((HrflowFeeder *) lfirst(cell))->represents)
 			warn_of_other_keys(store, table, lfirst(cell), args);
 	}
 	grant_function(store, function);
@@ -661,7 +661,7 @@ has_keys(const HrflowStore *store, Relation table, Oid function,
 		while (i < HRFLOW_TRIGGER_NKEYS &&
 			   strcmp(feeder->args[i], args[i]) == 0)
 			i++;
-		if (feeder->is_insert && i == HRFLOW_TRIGGER_NKEYS)
+		if (feeder->represents && i == HRFLOW_TRIGGER_NKEYS)
 			return true;
 	}
 	return false;

@@ -14,9 +14,12 @@
  */
 #include "postgres.h"
 
+#include "access/htup_details.h"
+#include "access/table.h"
 #include "access/xact.h"
 #include "catalog/namespace.h"
 #include "catalog/pg_collation.h"
+#include "catalog/pg_trigger.h"
 #include "catalog/pg_type.h"
 #include "commands/trigger.h"
 #include "compat.h"
@@ -376,6 +379,32 @@ find_fed_store(const char *name)
 }
 
 /*
+ * Return the original of a partition's copy of a trigger, or the trigger
+ * itself if it is not a copy.  Sets *table to the table of the original.
+ */
+static Oid
+get_original(Oid trigger, Oid *table)
+{
+	Relation	triggers = table_open(TriggerRelationId, AccessShareLock);
+	Oid			parent = trigger;
+
+	while (OidIsValid(parent))
+	{
+		HeapTuple	tuple = hrflow_catalog_trigger(triggers, parent);
+		Form_pg_trigger form;
+
+		trigger = parent;
+		if (!HeapTupleIsValid(tuple))
+			elog(ERROR, "could not find tuple for trigger %u", trigger);
+		form = (Form_pg_trigger) GETSTRUCT(tuple);
+		parent = form->tgparentid;
+		*table = form->tgrelid;
+	}
+	table_close(triggers, AccessShareLock);
+	return trigger;
+}
+
+/*
  * Throw an error if the store for which a trigger was created has been
  * renamed, because its profiles must still be kept up to date.  "named" is the
  * table of vectors that the trigger names, or InvalidOid if there is none.
@@ -388,7 +417,7 @@ check_not_renamed(TriggerData *trigdata, Oid named)
 	Trigger    *trigger = trigdata->tg_trigger;
 	const char *store = trigger->tgargs[HRFLOW_TRIGGER_STORE];
 	Oid			table = RelationGetRelid(trigdata->tg_relation);
-	Oid			original = hrflow_feeder_original(trigger->tgoid, &table);
+	Oid			original = get_original(trigger->tgoid, &table);
 	Oid			vectors = hrflow_feeder_store(original, table);
 
 	if (!OidIsValid(vectors) || vectors == named)

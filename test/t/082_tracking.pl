@@ -1017,6 +1017,58 @@ unlike(warned("SELECT hrflow_store_status('kept.silents')"),
 	qr/WARNING/, 'hrflow_track_table() enables the triggers again');
 
 #
+# Triggers that were dropped by hand
+#
+foreach my $content (qw(profile text))
+{
+	my $with = $content eq 'profile' ? q{source_id => 'acme', refresh_columns} : 'content_columns';
+	my $store = "kept.${content}s_left";
+	my $states = "SELECT state, count(*) FROM ${store}_profile GROUP BY 1 ORDER BY 1";
+	my $ok = 'ok|31';
+
+	sql(qq{SET ROLE keeper;
+		SELECT hrflow_create_store('$store', 'real[]', content => '$content');
+		CREATE TABLE kept.gap AS SELECT i::text AS id, 'cv'::text AS cv FROM generate_series(1, 30) i;
+		CREATE TABLE kept.other AS SELECT '31' AS id, 'cv'::text AS cv;
+		SELECT hrflow_track_table('$store', 'kept.gap', 'id', $with => '{cv}');
+		SELECT hrflow_track_table('$store', 'kept.other', 'id', $with => '{cv}')});
+	sql("SET ROLE keeper; CALL hrflow_refresh('$store')");
+	is(sql($states), $ok, "$content: profiles are fetched before triggers are dropped");
+	foreach my $event (qw(insert delete truncate update))
+	{
+		sql(qq{DO \$\$BEGIN EXECUTE (
+			SELECT format('DROP TRIGGER %I ON kept.gap', tgname) FROM pg_trigger
+			WHERE tgrelid = 'kept.gap'::regclass
+				AND pg_get_triggerdef(oid) ~ (' (AFTER|BEFORE) ' || upper('$event'))); END\$\$});
+		like(
+			warned("SELECT hrflow_store_status('$store')"),
+			qr/misses\ changes\ of\ table\ "gap"\nDETAIL:\ \ The\ trigger\ on\ \U$event\E/x,
+			"$content: a WARNING names a table without a trigger on $event");
+
+		# Without the trigger on UPDATE, the content columns are unknown.
+		sql(qq{SET ROLE keeper;
+			UPDATE ${store}_profile SET due_at = now(), content_hash = NULL;
+			CALL hrflow_refresh('$store')}) if $content eq 'text' && $event ne 'update';
+		sql(qq{SET ROLE keeper; SET client_min_messages = error;
+			SELECT hrflow_track_table('$store', 'kept.other', 'id', $with => '{cv}')});
+		is(sql($states), $ok, "$content: a table without a trigger on $event wants its profiles");
+		sql(qq{SET ROLE keeper; SET client_min_messages = error;
+			SELECT hrflow_untrack_table('$store', 'kept.other')});
+		is(sql($states), "ok|30\nunwanted|1",
+			"$content: another table is untracked beside one without a trigger on $event");
+		sql(qq{SET ROLE keeper;
+			SELECT hrflow_track_table('$store', 'kept.other', 'id', $with => '{cv}');
+			SELECT hrflow_track_table('$store', 'kept.gap', 'id', $with => '{cv}')});
+		sql("SET ROLE keeper; CALL hrflow_refresh('$store')");
+		is(warned("SELECT hrflow_store_status('$store')"),
+			'', "$content: hrflow_track_table() creates the trigger on $event again");
+		is(sql($states), $ok,
+			"$content: profiles are ok once the trigger on $event is there again");
+	}
+	sql("SET ROLE keeper; SELECT hrflow_drop_store('$store'); DROP TABLE kept.gap, kept.other");
+}
+
+#
 # DROP COLUMN ... CASCADE of a refresh column drops the trigger on UPDATE
 #
 foreach my $case ([ profile => 'profile_id' ], [ job => 'job_id' ], [ text => 'key' ],
