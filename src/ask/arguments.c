@@ -264,7 +264,7 @@ hrflow_make_document_body(const char *item_type, Datum item,
 	const char *text;
 
 	/*
-	 * A jsonb value takes less than 16 times as many bytes as its JSON text,
+	 * A jsonb object takes less than 16 times as many bytes as its JSON text,
 	 * so the text of a larger item would be too long.  Reject such an item
 	 * without detoasting it.
 	 */

@@ -206,7 +206,7 @@ check_not_in_shard_query(const HrflowSettings *settings)
 		ereport(ERROR,
 				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
 				 errmsg("cannot run a batch in a query on a shard"),
-				 errdetail("Every shard of the table would send all requests of the batch."),
+				 errdetail("The query on each shard would send the requests of a batch of its own."),
 				 errhint("Move the function call into WITH v AS MATERIALIZED (...), and replace ARRAY(SELECT ...) with (SELECT array_agg(...) ...), or set \"hrflow_embed.allow_in_shard_queries\" on the workers.")));
 }
 

@@ -40,8 +40,8 @@ hrflow_refusal_init(HrflowRefusal *refusal, bool is_watched, bool on_trial)
 
 /*
  * Return whether another element may be requested.  While "on_trial" is true,
- * request no more elements than are needed to decide whether to stop the
- * batch.
+ * no more elements may be requested than are needed to decide whether to stop
+ * the batch.
  */
 bool
 hrflow_refusal_may_ask(const HrflowRefusal *refusal)

@@ -88,9 +88,9 @@ static const char mark_sql[] =
 
 /*
  * Statement that clears "sent_hash" for requests that were not sent.  $1 is an
- * array of their keys, and $2 an array of the ends of the leases of these
- * keys.  Keys whose lease has another end, or whose row another session has
- * locked, are skipped.
+ * array of their keys, and $2 an array of the times at which the leases of
+ * these keys end.  Keys whose lease ends at another time, or whose row another
+ * session has locked, are skipped.
  */
 static const char unmark_sql[] =
 "WITH locked AS MATERIALIZED"
@@ -332,7 +332,8 @@ read_tables(const HrflowStore *store, List *feeders, List *profiles)
  * If no content was found for some profiles, check that they may be considered
  * empty.  Throws 55000 if no table feeds the store, for example because tables
  * feed only the partitioned store of which this one is a partition, or if a
- * table cannot be read because it, a partition or a child has another owner.
+ * table cannot be read because it, a partition or a child does not belong to
+ * the owner of the store.
  * In both cases, the contents may exist.
  */
 static void
@@ -353,7 +354,8 @@ check_all_readable(const HrflowRun *run, const HrflowStore *store,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 				 errmsg("cannot read the contents of store %s",
 						store->vectors_name),
-				 errdetail("A table that feeds the store, or one of its partitions or inheritance children, has another owner.")));
+				 errdetail("A table that feeds the store, or a partition or inheritance child of such a table, does not belong to the owner of the store."),
+				 errhint("Change the owner of that table to the owner of the store.")));
 	if (is_empty && feeders == NIL)
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),

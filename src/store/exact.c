@@ -164,11 +164,11 @@ StaticAssertDecl(MAX_SOURCES == 16,
 
 /*
  * Use parallel workers only if the table of vectors and its TOAST table
- * together have at least this many times min_parallel_table_scan_size.  With
- * the default of that setting, this is 256 MB.  Each worker must start, load
- * the session's libraries and map the buffers that it reads.  The factor is an
- * estimate of the size from which workers save more time than they take; if it
- * is wrong, searches are slower than they could be.  A partitioned table is
+ * together are at least this many times as large as
+ * min_parallel_table_scan_size, that is, 256 MB with the default of that
+ * setting.  Each worker must start, load the session's libraries and map the
+ * buffers that it reads.  The factor is an estimate of the size above which
+ * workers save more time than they take; if it is wrong, searches are slower than they could be.  A partitioned table is
  * not measured.
  */
 #define PARALLEL_SIZE_FACTOR 32

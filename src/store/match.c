@@ -164,7 +164,7 @@ get_weights(FunctionCallInfo fcinfo, int *nweights)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("argument \"weights\" must be a JSON object with a number for each section"),
-				 errhint("Specify a JSON object with a weight for each section, for example {\"profile\": 0.6, \"skills\": 0.4}.")));
+				 errhint("For example, specify {\"profile\": 0.6, \"skills\": 0.4}.")));
 	if (JB_ROOT_COUNT(jsonb) > MAX_WEIGHTS)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),

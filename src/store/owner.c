@@ -173,8 +173,8 @@ hrflow_owner_lock(Oid table, LOCKMODE lockmode)
 }
 
 /*
- * Can this table feed a store, apart from its partitions and children?  It
- * must be an ordinary or partitioned table, and belong to the store's owner.
+ * Can this table feed a store?  Its partitions and children are not checked.
+ * It must be an ordinary or partitioned table, and belong to the store's owner.
  * A temporary table can feed only a temporary store, because other sessions
  * cannot read it.
  */

@@ -20,8 +20,8 @@
 PG_FUNCTION_INFO_V1(hrflow_match_recall);
 
 /*
- * Arguments of hrflow_match_recall() whose positions differ from those of
- * hrflow_match().
+ * Arguments of hrflow_match_recall() that hrflow_match() lacks, or
+ * has at other positions.
  */
 #define ARG_RECALL_SECTION 1
 #define ARG_RECALL_SAMPLE 2

@@ -155,7 +155,7 @@ hrflow_record_states(HrflowRun *run, const HrflowStore *store, List *profiles)
 	if (hrflow_store_execute(get_write_states_sql(store), &parameters) < rows->n)
 		ereport(ERROR,
 				(errcode(ERRCODE_TRIGGERED_DATA_CHANGE_VIOLATION),
-				 errmsg("a trigger or a policy of table %s suppressed an update",
+				 errmsg("a trigger or policy on table %s suppressed an update",
 						store->profiles_name)));
 }
 

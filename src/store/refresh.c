@@ -156,7 +156,7 @@ report_stop(const HrflowRun *run, bool is_error)
 			 run->stop_detail != NULL ?
 			 errdetail_internal("%s", run->stop_detail) :
 			 run->nrefused == 0 ?
-			 errdetail("Fetched vectors were kept, and no profile's \"attempts\" were incremented because the run was stopped.") :
+			 errdetail("Fetched vectors were stored.  Stopping the run did not increment the \"attempts\" of any profile.") :
 			 errdetail_plural("Vectors fetched for %d profile were not stored, and its \"attempts\" were not incremented.",
 							  "Vectors fetched for %d profiles were not stored, and their \"attempts\" were not incremented.",
 							  run->nrefused, run->nrefused),

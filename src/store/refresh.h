@@ -186,7 +186,7 @@ typedef struct HrflowProfile
 	bool		is_elsewhere;	/* is another session sending this content, or
 								 * could it be about to? */
 
-	/* Results of fetching the profile. */
+	/* Progress and results of fetching the profile. */
 	int64		asked_at;		/* time of the first request, or 0 if there
 								 * was none; for a copied result, that of the
 								 * original */
@@ -461,10 +461,10 @@ struct HrflowRun
 	int			partial_code;	/* SQLSTATE of "partial_error" */
 
 	/* Locks of other sessions; see work.c. */
-	int			lock_time;		/* maximum time for which the current
-								 * transaction waits for locks, in ms */
-	int64		locks_until;	/* end of the time for which the current
-								 * transaction may wait for locks */
+	int			lock_time;		/* maximum wait for a lock in the current
+								 * transaction, in ms */
+	int64		locks_until;	/* time at which the maximum wait is reduced
+								 * to a fifth of "lock_time" */
 	bool		has_locks;		/* has the current transaction locked the
 								 * tables that it writes? */
 	HrflowWork	locked_out;		/* work that was last rolled back because of a

@@ -189,8 +189,9 @@ do_batch(Untracking *untracking, UntrackWork work)
 	CHECK_FOR_INTERRUPTS();
 
 	/*
-	 * READ COMMITTED waits for profiles that other sessions are updating;
-	 * higher isolation levels would throw a serialization failure.
+	 * At READ COMMITTED, an UPDATE waits for profiles that other sessions are
+	 * updating; at higher isolation levels, it could then throw a
+	 * serialization failure.
 	 */
 	XactIsoLevel = XACT_READ_COMMITTED;
 	PushActiveSnapshot(GetTransactionSnapshot());

@@ -139,8 +139,8 @@ limit_locks(const HrflowRun *run)
 }
 
 /*
- * Start the time limit for a pass over the profiles.  Returns the time after
- * which the pass must not begin to write another profile.
+ * Return the time after which a pass over the profiles that starts now must
+ * not begin to write another profile.
  */
 static int64
 get_write_until(const HrflowRun *run)

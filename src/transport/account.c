@@ -1,8 +1,8 @@
 /*-------------------------------------------------------------------------
  *
  * account.c
- *		Asks the account of requests to admit them, reports their outcomes to
- *		it, and computes the backoff of retries.
+ *		Asks an account to admit requests, reports their outcomes to it, and
+ *		computes the backoff of retries.
  *
  *-------------------------------------------------------------------------
  */

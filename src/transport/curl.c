@@ -26,8 +26,8 @@
 #include "transport/libcurl.h"
 
 /*
- * Maximum length of a URL sent over HTTP/2, in bytes.  The limits for a header
- * compressed by HPACK are 8 kB in nginx and 16 kB in haproxy.
+ * Maximum length of a URL sent over HTTP/2, in bytes.  By default, the limits
+ * for a header compressed by HPACK are 8 kB in nginx and 16 kB in haproxy.
  */
 #define LONG_URL 8000
 
@@ -611,8 +611,9 @@ fill_reply(HrflowTransfer *transfer, CURLcode code)
  *
  * The connection of an attempt that ended with HRFLOW_STOPPED broke, too:
  * libcurl was about to send the request again, because unsent requests of a
- * stopped transport are not in flight.  After HRFLOW_NO_MEMORY, which libcurl
- * has reported if there is no status, all connections are discarded anyway.
+ * stopped transport are not in flight.  If there is no HTTP status,
+ * HRFLOW_NO_MEMORY was reported by libcurl, and all connections are discarded
+ * anyway.
  */
 static void
 learn_from_lost_connection(HrflowTransfer *transfer)

@@ -73,7 +73,7 @@ is_429(const char *p)
 }
 
 /*
- * Is this body a JSON object whose first member "code" is 429?  The body ends
+ * Is this body a JSON object whose first member named "code" is 429?  The body ends
  * with a NUL.  In the API's replies "code" is the first member, so normally
  * only a few bytes are read.
  */

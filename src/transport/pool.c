@@ -424,7 +424,7 @@ hrflow_pool_discard(void)
 }
 
 /*
- * Add a request to libcurl.
+ * Add a request to libcurl.  Throws 53200 or 58000.
  */
 void
 hrflow_pool_add(CURL *easy)

@@ -301,7 +301,7 @@ hrflow_transfer_is_given_up(const HrflowTransfer *transfer)
 
 /*
  * Finish the requests in flight that have not been sent, and are no longer to
- * be sent.  They are waiting for a connection, or being connected.
+ * be sent.  They are still waiting for a connection.
  */
 static void
 give_up_unsent(HrflowTransport *transport)

@@ -81,7 +81,7 @@ typedef enum HrflowTransferState
 
 /*
  * Maximum size of a body's buffer to keep for the next reply, in bytes.  Most
- * replies have 2 to 20 kB.
+ * replies are 2 to 20 kB long.
  */
 #define HRFLOW_KEEP_BUFFER (64 * 1024)
 

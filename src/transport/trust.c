@@ -26,7 +26,7 @@ static struct
 
 /*
  * Has the file that ca_file names changed since the last check, or is this the
- * first check of an existing file?  Checking takes 3 % of the time of a call
+ * first check of an existing file?  Checking takes 3% of the time of a call
  * over loopback (BENCH_ONLY=1 make bench), so check at most once a second.
  */
 bool
