@@ -174,9 +174,9 @@ hrflow_owner_lock(Oid table, LOCKMODE lockmode)
 
 /*
  * Can this table feed a store?  Its partitions and children are not checked.
- * It must be an ordinary or partitioned table, and belong to the store's owner.
- * A temporary table can feed only a temporary store, because other sessions
- * cannot read it.
+ * It must be an ordinary or partitioned table, and belong to the store's
+ * owner.  A temporary table can feed only a temporary store, because other
+ * sessions cannot read it.
  */
 bool
 hrflow_owner_may_feed(const HrflowStore *store, Oid table)

@@ -73,8 +73,8 @@ is_429(const char *p)
 }
 
 /*
- * Is this body a JSON object whose first member named "code" is 429?  The body ends
- * with a NUL.  In the API's replies "code" is the first member, so normally
+ * Is this body a JSON object whose first member named "code" is 429?  The body
+ * ends with a NUL.  In the API's replies "code" is the first member, so normally
  * only a few bytes are read.
  */
 bool

@@ -28,8 +28,7 @@ sub stopped
 }
 my $useless = stopped('no profile could be fetched completely',
 	q{The API has replied for these profiles, so their "attempts" were incremented});
-my $down =
-  stopped("the links' host sent no usable reply", 'Stopping the run did not increment');
+my $down = stopped("the links' host sent no usable reply", 'Stopping the run did not increment');
 my @useless = ($useless, 'due|1|t');
 my @down = ($down, 'due|0|t');
 
