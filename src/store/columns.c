@@ -305,6 +305,21 @@ hrflow_columns_are_compared(Relation table, Oid function, char *const *args)
 }
 
 /*
+ * Do two triggers have the same columns of identifiers and sources, and the
+ * same constant source?  "a" and "b" are their arguments.
+ */
+bool
+hrflow_columns_same_keys(char *const *a, char *const *b)
+{
+	for (int i = HRFLOW_TRIGGER_PROFILE_COLUMN; i < HRFLOW_TRIGGER_NKEYS; i++)
+	{
+		if (strcmp(a[i], b[i]) != 0)
+			return false;
+	}
+	return true;
+}
+
+/*
  * Does a table feed a store through the columns that have the names of its key
  * columns now?  "function" and "args" are those of the table's triggers.
  *

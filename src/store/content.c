@@ -139,9 +139,9 @@ hrflow_content_can_lock(const HrflowRun *run, const HrflowStore *store)
 
 /*
  * Find the triggers on UPDATE of the tables that feed the store, and those
- * that represent the tables, and lock these tables.  Must be called before rows of the store are locked,
- * because TRUNCATE of one of these tables locks the table before it locks rows
- * of the store.
+ * that represent the tables, and lock these tables.  Must be called before
+ * rows of the store are locked, because TRUNCATE of one of these tables locks
+ * the table before it locks rows of the store.
  */
 List *
 hrflow_content_feeders(const HrflowRun *run, const HrflowStore *store)

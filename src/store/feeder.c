@@ -322,20 +322,34 @@ read_feeders(Relation triggers, const HrflowStore *store, Oid function,
 }
 
 /*
- * Can a trigger represent its table?  A disabled trigger on DELETE or TRUNCATE
- * may mean that the table is being untracked; see untrack.c.
+ * Should a trigger represent its table?  "feeders" are triggers that were
+ * considered before.  A table has several representatives if it has triggers
+ * with different columns of identifiers or sources.  A disabled trigger on
+ * DELETE or TRUNCATE may mean that the table is being untracked; see untrack.c.
  */
 static bool
-can_represent(const HrflowFeeder *feeder)
+should_represent(const List *feeders, const HrflowFeeder *feeder)
 {
-	return feeder->enabled != TRIGGER_DISABLED ||
-		!(TRIGGER_FOR_DELETE(feeder->type) || TRIGGER_FOR_TRUNCATE(feeder->type));
+	ListCell   *cell;
+
+	if (feeder->enabled == TRIGGER_DISABLED &&
+		(TRIGGER_FOR_DELETE(feeder->type) || TRIGGER_FOR_TRUNCATE(feeder->type)))
+		return false;
+	foreach(cell, feeders)
+	{
+		const HrflowFeeder *other = lfirst(cell);
+
+		if (other->represents && other->table == feeder->table &&
+			hrflow_columns_same_keys(other->args, feeder->args))
+			return false;
+	}
+	return true;
 }
 
 /*
  * Return the triggers that feed a store, as a list of HrflowFeeder; see
  * read_trigger().  If "table" is valid, return only triggers on this table.
- * One trigger of each table that can_represent() accepts represents the table.
+ * should_represent() chooses those that represent their tables.
  * Unless "lockmode" is NoLock, lock the tables, in the order of their OIDs,
  * with their partitions and children, and omit triggers that no longer exist
  * once the tables are locked.  Triggers on tables that must not be read
@@ -352,7 +366,6 @@ hrflow_feeder_find(const HrflowStore *store, Oid function, Oid table,
 	List	   *found = NIL;
 	List	   *feeders = NIL;
 	Oid			locked = InvalidOid;
-	Oid			represented = InvalidOid;
 	ListCell   *cell;
 
 	foreach(cell, read_feeders(triggers, store, function, made_for_it))
@@ -376,10 +389,7 @@ hrflow_feeder_find(const HrflowStore *store, Oid function, Oid table,
 							  made_for_it);
 		if (feeder == NULL || OidIsValid(feeder->stranger))
 			continue;
-		feeder->represents = feeder->table != represented &&
-			can_represent(feeder);
-		if (feeder->represents)
-			represented = feeder->table;
+		feeder->represents = should_represent(feeders, feeder);
 		feeders = lappend(feeders, feeder);
 	}
 	table_close(triggers, AccessShareLock);

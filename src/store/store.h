@@ -360,6 +360,7 @@ extern void hrflow_columns_check(Relation table, const char *name,
 								 bool is_key, bool tracked);
 extern bool hrflow_columns_are_compared(Relation table, Oid function,
 										char *const *args);
+extern bool hrflow_columns_same_keys(char *const *a, char *const *b);
 extern bool hrflow_columns_have_keys(Relation table, Oid function,
 									 char *const *args);
 extern bool hrflow_columns_change_keys(Relation table, Oid function,

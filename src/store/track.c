@@ -656,12 +656,8 @@ has_keys(const HrflowStore *store, Relation table, Oid function,
 									 AccessShareLock))
 	{
 		const HrflowFeeder *feeder = lfirst(cell);
-		int			i = HRFLOW_TRIGGER_PROFILE_COLUMN;
 
-		while (i < HRFLOW_TRIGGER_NKEYS &&
-			   strcmp(feeder->args[i], args[i]) == 0)
-			i++;
-		if (feeder->represents && i == HRFLOW_TRIGGER_NKEYS)
+		if (feeder->represents && hrflow_columns_same_keys(feeder->args, args))
 			return true;
 	}
 	return false;

@@ -8,9 +8,12 @@
 # Settings without a dot are those of hrflow_embed, except that install_path is the
 # directory of another PostgreSQL version to use.  The object is a
 # PostgreSQL::Test::Cluster whose psql() and safe_psql() die after half an hour unless another
-# timeout is specified, with two more methods:
+# timeout is specified, with more methods:
 #   error_of($sql)            SQLSTATE and message of the statement's error
 #   key_file                  path of the key file
+#   write_key($content)       writes the key file
+#   kill_backend($pid)        kills a backend, and waits until the server has restarted, which
+#                             ends all sessions; requires restart_after_crash
 package Hrflow::Node;
 
 use strict;
