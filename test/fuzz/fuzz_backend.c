@@ -9,6 +9,7 @@
  */
 #include "postgres.h"
 
+#include <arpa/inet.h>
 #include <curl/curl.h>
 #include <sys/mman.h>
 #include <unistd.h>
@@ -17,6 +18,7 @@
 #include "fmgr.h"
 #include "ask/ask.h"
 #include "mb/pg_wchar.h"
+#include "transport/transfer.h"
 #include "utils/builtins.h"
 #include "utils/jsonb.h"
 #include "utils/memutils.h"
@@ -88,6 +90,8 @@ fuzz_reply(const char *data, size_t size)
 
 		if (!hrflow_links_collect(result.data, fields, KEY, &links, &detail))
 			continue;
+		if (list_length(links) > HRFLOW_MAX_LINKS)
+			abort();
 		foreach(cell, links)
 		{
 			HrflowLink *link = lfirst(cell);
@@ -103,6 +107,49 @@ fuzz_reply(const char *data, size_t size)
 	/* The detail of an error may contain nothing of its body except the code. */
 	if (reply.http_status >= 300 &&
 		(result.detail == NULL || strlen(result.detail) > 120))
+		abort();
+}
+
+/*
+ * Compare the refusal that the transport finds in a body with the status of
+ * the reply.  They agree if the body is valid, and has a single "code" that is
+ * written without \u or an exponent.
+ */
+static void
+fuzz_envelope(const char *data, size_t size)
+{
+	static const char code[] = "\"code\"";
+	HrflowSettings settings = {.api_key = KEY};
+	HrflowReply reply = {
+		.http_status = 200, .content_type = "application/json", .attempts = 1,
+		.body = data, .length = size
+	};
+	HrflowResult result;
+	bool		limited = hrflow_envelope_is_limited(data);
+	const char *first = strstr(data, code);
+	bool		too_deep;
+
+	if (limited && (first == NULL || strstr(first, "429") == NULL))
+		abort();
+	/* Neither space before the body nor what follows a refusal matters. */
+	if (hrflow_envelope_is_limited(psprintf("\n \t%s", data)) != limited ||
+		(limited && !hrflow_envelope_is_limited(psprintf("%s, \"code\": 200}", data))))
+		abort();
+
+	if (strlen(data) != size ||
+		pg_encoding_verifymbstr(PG_UTF8, data, size) != size ||
+		hrflow_json_parse(data, NULL, &too_deep) == NULL)
+		return;
+	hrflow_response_parse(&reply, HRFLOW_PROFILE, &settings, &result);
+	if (strstr(data, "\\u") != NULL ||
+		(first != NULL && strstr(first + 1, code) != NULL))
+		return;
+	for (const char *p = data; *p; p++)
+	{
+		if ((*p >= '0' && *p <= '9') && (p[1] == 'e' || p[1] == 'E'))
+			return;
+	}
+	if (limited != (result.status == HRFLOW_RATE_LIMITED))
 		abort();
 }
 
@@ -172,6 +219,41 @@ fuzz_json(const char *data, size_t size)
 }
 
 /*
+ * Check that an IPv4 address is private no matter how it is embedded in an
+ * IPv6 address, and that loopback addresses are private.
+ */
+static void
+check_address(const char *data)
+{
+	static const unsigned char prefixes[][12] = {
+		{0}, {0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff}, {0, 0x64, 0xff, 0x9b}
+	};
+	struct sockaddr_in v4 = {.sin_family = AF_INET};
+	struct sockaddr_in6 v6 = {.sin6_family = AF_INET6};
+	char		url[64] = "http://";
+	HrflowUrl	parsed;
+	bool		is_private;
+
+	memcpy(&v4.sin_addr, data, 4);
+	is_private = hrflow_link_is_private((struct sockaddr *) &v4);
+	for (int i = 0; i < lengthof(prefixes); i++)
+	{
+		memcpy(&v6.sin6_addr, prefixes[i], 12);
+		memcpy(&v6.sin6_addr.s6_addr[12], data, 4);
+		if (hrflow_link_is_private((struct sockaddr *) &v6) != is_private)
+			abort();
+	}
+	/* 6to4; the bytes after the IPv4 address are arbitrary. */
+	memcpy(&v6.sin6_addr, "\x20\x02", 2);
+	memcpy(&v6.sin6_addr.s6_addr[2], data, 4);
+	if (hrflow_link_is_private((struct sockaddr *) &v6) != is_private)
+		abort();
+	inet_ntop(AF_INET, &v4.sin_addr, url + 7, sizeof(url) - 7);
+	if (hrflow_url_parse(url, &parsed) != NULL || (parsed.loopback && !is_private))
+		abort();
+}
+
+/*
  * Check a link.  The input consists of a line with hosts, and a line with a
  * link.  If we allow the link, libcurl must find the same host, port and scheme
  * in it.
@@ -187,6 +269,8 @@ fuzz_link(const char *data, size_t size)
 	char	   *host;
 	HrflowUrl	parsed;
 
+	if (size >= 4)
+		check_address(data);
 	if (link == NULL)
 		return;
 	*link++ = '\0';
@@ -215,6 +299,75 @@ fuzz_link(const char *data, size_t size)
 		curl_free(host);
 	}
 	curl_url_cleanup(url);
+}
+
+/*
+ * Count the characters of valid UTF-8.
+ */
+static size_t
+count_characters(const char *text)
+{
+	size_t		n = 0;
+
+	for (; *text; text++)
+		n += ((unsigned char) *text & 0xC0) != 0x80;
+	return n;
+}
+
+/*
+ * Convert text, such as a message from a reply, to a server encoding.  The
+ * first byte selects the encoding.  EUC_TW and EUC_JIS_2004 are not among
+ * them, because PostgreSQL converts some characters to byte sequences that it
+ * then considers invalid (U+6F17 and U+0082).
+ */
+static void
+fuzz_encoding(const char *data, size_t size)
+{
+	static const pg_enc encodings[] = {
+		PG_UTF8, PG_LATIN1, PG_LATIN10, PG_WIN1251, PG_KOI8R, PG_ISO_8859_8,
+		PG_EUC_JP, PG_EUC_KR, PG_EUC_CN, PG_SQL_ASCII
+	};
+	const char *text = data + 1;
+	int			encoding;
+	bool		valid;
+	char	   *shown;
+	const char *converted;
+	const char *back;
+
+	if (size < 1 || strlen(data) != size)
+		return;
+	encoding = encodings[(unsigned char) data[0] % lengthof(encodings)];
+	valid = pg_encoding_verifymbstr(PG_UTF8, text, size - 1) == size - 1;
+	SetDatabaseEncoding(encoding);
+
+	shown = hrflow_text_show_utf8(text, size - 1);
+	if (strlen(shown) > (size - 1) * MAX_CONVERSION_GROWTH ||
+		pg_encoding_verifymbstr(encoding, shown, strlen(shown)) != strlen(shown))
+		abort();
+	if (valid && pg_encoding_max_length(encoding) == 1 && encoding != PG_SQL_ASCII &&
+		strlen(shown) != count_characters(text))
+		abort();
+	if (valid && encoding != PG_SQL_ASCII)
+	{
+		converted = hrflow_text_from_utf8(text, size - 1);
+		if (converted != NULL &&
+			(pg_encoding_verifymbstr(encoding, converted, strlen(converted)) !=
+			 strlen(converted) || strcmp(shown, converted) != 0))
+			abort();
+		/* Single-byte encodings are converted back to the same text. */
+		back = converted == NULL ? NULL : hrflow_text_to_utf8(converted);
+		if (converted != NULL &&
+			(back == NULL ||
+			 (pg_encoding_max_length(encoding) == 1 && strcmp(back, text) != 0)))
+			abort();
+	}
+	/* The server's own text is converted to valid UTF-8, or refused. */
+	back = pg_encoding_verifymbstr(encoding, text, size - 1) != size - 1 ? NULL :
+		hrflow_text_to_utf8(text);
+	if (back != NULL &&
+		pg_encoding_verifymbstr(PG_UTF8, back, strlen(back)) != strlen(back))
+		abort();
+	SetDatabaseEncoding(PG_UTF8);
 }
 
 static int
@@ -396,7 +549,8 @@ hrflow_fuzz(PG_FUNCTION_ARGS)
 		const char *name;
 		FuzzTarget	run;
 	}			targets[] = {
-		{"reply", fuzz_reply}, {"json", fuzz_json}, {"link", fuzz_link}, {"request", fuzz_request}
+		{"reply", fuzz_reply}, {"envelope", fuzz_envelope}, {"json", fuzz_json},
+		{"link", fuzz_link}, {"encoding", fuzz_encoding}, {"request", fuzz_request}
 	};
 	char	   *name = text_to_cstring(PG_GETARG_TEXT_PP(0));
 	Datum	   *values;
