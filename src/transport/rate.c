@@ -207,6 +207,16 @@ hrflow_rate_interval(const HrflowSettings *settings, int64 *burst)
 }
 
 /*
+ * Return the time between requests at the limit, which must not be 0, in
+ * microseconds.  It is rounded up, so that no minute has a request too many.
+ */
+static int64
+interval_of(const HrflowBucket *bucket)
+{
+	return (60 * HRFLOW_SEC + bucket->limit - 1) / bucket->limit;
+}
+
+/*
  * Return the time at which the limit admits the next request, which may be in
  * the past.
  */
@@ -216,7 +226,7 @@ due_at(const HrflowBucket *bucket)
 	int64		burst = Max(bucket->limit / 60, 1);
 
 	return bucket->limit == 0 ? 0 :
-		bucket->next_at - (burst - 1) * (60 * HRFLOW_SEC / bucket->limit);
+		bucket->next_at - (burst - 1) * interval_of(bucket);
 }
 
 /*
@@ -226,8 +236,7 @@ static void
 charge_limit(HrflowBucket *bucket, int64 now)
 {
 	if (bucket->limit > 0)
-		bucket->next_at = Max(bucket->next_at, now) +
-			60 * HRFLOW_SEC / bucket->limit;
+		bucket->next_at = Max(bucket->next_at, now) + interval_of(bucket);
 }
 
 /*
@@ -336,7 +345,7 @@ hrflow_rate_give_back(uint64 account, int64 began)
 	SpinLockAcquire(&shared->mutex);
 	bucket = find_bucket(shared, account, hrflow_clock_now());
 	if (bucket->limit > 0)
-		bucket->next_at -= 60 * HRFLOW_SEC / bucket->limit;
+		bucket->next_at -= interval_of(bucket);
 	hrflow_allowance_give_back(&bucket->allowance, began);
 	SpinLockRelease(&shared->mutex);
 }

@@ -188,6 +188,12 @@ errmsg(const char *format,...)
 }
 
 int
+errmsg_internal(const char *format,...)
+{
+	return 0;
+}
+
+int
 errdetail(const char *format,...)
 {
 	return 0;
