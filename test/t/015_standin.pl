@@ -232,6 +232,25 @@ foreach my $case ([ [], 429 ], [ ['--free-refusals'], 200 ])
 }
 
 #
+# Ports of servers that were stopped, and to which nobody has connected
+#
+{
+	my $api = Hrflow::StandIn->new;
+	my $peer = Hrflow::RawPeer->new(sub { });
+
+	$_->stop foreach $api, $peer;
+	foreach my $port ($api->http, $api->https, $peer->port)
+	{
+		ok(!IO::Socket::INET->new(LocalAddr => '127.0.0.1', LocalPort => $port, Proto => 'tcp'),
+			'the port of a server that was stopped is not assigned to others');
+		ok( !IO::Socket::INET->new(PeerAddr => '127.0.0.1', PeerPort => $port) && $!{ECONNREFUSED},
+			'the port of a server that was stopped refuses connections');
+	}
+	$api->restart;
+	is(ask($api)->{status}, 200, 'a stand-in that is restarted uses the same ports');
+}
+
+#
 # Encoded bodies
 #
 {

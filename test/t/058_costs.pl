@@ -5,10 +5,10 @@
 use strict;
 use warnings FATAL => 'all';
 use Hrflow::Node;
+use Hrflow::Port;
 use Hrflow::Session;
 use Hrflow::StandIn;
 use Hrflow::Store;
-use IO::Socket::INET        ();
 use IPC::Run                ();
 use PostgreSQL::Test::Utils ();
 use Test::More;
@@ -335,12 +335,7 @@ like(
 	'if retries reach the limit, the original failure is raised');
 
 # A network outage
-my $port;
-{
-	my $socket = IO::Socket::INET->new(LocalAddr => '127.0.0.1', Listen => 1) or die $!;
-	$port = $socket->sockport;
-	close($socket);
-}
+my $port = Hrflow::Port::reserve();
 
 sub test_outage
 {

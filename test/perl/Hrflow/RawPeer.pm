@@ -9,7 +9,8 @@
 #   $peer->port
 #
 # Each connection is served by a process of its own, and is closed when the
-# function returns.  A peer without a function never accepts connections.
+# function returns.  A peer without a function never accepts connections.  The port of a
+# peer that was stopped refuses connections.
 #
 # A function may forward a connection to another server, reset it, or drop all
 # further packets that it receives, as a NAT does that has forgotten the
@@ -27,6 +28,7 @@ package Hrflow::RawPeer;
 
 use strict;
 use warnings FATAL => 'all';
+use Hrflow::Port;
 use IO::Socket::INET;
 use POSIX  qw(WNOHANG);
 use Socket qw(AF_INET IPPROTO_TCP SOCK_DGRAM SO_LINGER SOL_SOCKET TCP_NODELAY);
@@ -36,7 +38,7 @@ sub new
 	my ($class, $serve, %options) = @_;
 	my $listener = IO::Socket::INET->new(
 		LocalAddr => '127.0.0.1',
-		LocalPort => $options{port} // 0,
+		LocalPort => $options{port} // Hrflow::Port::reserve(),
 		Listen => $options{backlog} // 512,
 		ReuseAddr => 1) or die "could not listen: $!";
 	my $self = bless { port => $listener->sockport, owner => $$ }, $class;

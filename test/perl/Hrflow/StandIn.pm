@@ -18,6 +18,7 @@ use strict;
 use warnings FATAL => 'all';
 use Carp;
 use HTTP::Tiny;
+use Hrflow::Port;
 use IPC::Run ();
 use JSON::PP;
 use PostgreSQL::Test::Utils ();
@@ -39,12 +40,11 @@ sub new
 	croak "HRFLOW_API does not name the stand-in's program"
 	  unless $ENV{HRFLOW_API};
 	$self->{dir} = PostgreSQL::Test::Utils::tempdir_short();
-	do
-	{
-		$self->stop;
-		$self->_start(@options);
-	} while (!(grep { /^--https?$/ } @options)
-		&& (grep { $used{$_}++ } $self->{http}, $self->{https}));
+
+	# Its ports remain reserved after it has been stopped.  What a backend has learned about
+	# an origin, such as its rate, must not apply to another stand-in.
+	$self->{$_} = Hrflow::Port::reserve() foreach 'http', 'https';
+	$self->_start(@options);
 	weaken($started[@started] = $self);
 	return $self;
 }
@@ -63,6 +63,7 @@ sub _start
 	my ($out, $err) = ('', '');
 	my $timeout = IPC::Run::timeout($PostgreSQL::Test::Utils::timeout_default);
 
+	push @options, map { ("--$_" => $self->{$_}) } 'http', 'https';
 	$self->{in} = '';
 	$self->{process} =
 	  IPC::Run::start([ $ENV{HRFLOW_API}, '--dir', $self->{dir}, '--stdin', @options ],
@@ -74,8 +75,6 @@ sub _start
 		$self->{process}->pump;
 	}
 	$timeout->reset;
-	($self->{http}) = $out =~ /^http (\d+)$/m;
-	($self->{https}) = $out =~ /^https (\d+)$/m;
 	($self->{ca}) = $out =~ /^ca (.+)$/m;
 	return;
 }
@@ -186,7 +185,7 @@ sub restart
 	my ($self, @options) = @_;
 
 	$self->stop;
-	$self->_start('--http', $self->{http}, '--https', $self->{https}, @options);
+	$self->_start(@options);
 	return;
 }
 
