@@ -66,10 +66,14 @@ is_run(
 	"$limit 3; SELECT status, count(*) FROM hrflow_profile_embeddings('acme',
 		'{a,a,a,b,b,c,c,c}') GROUP BY 1",
 	'ok|8', qr/^$/, 3, 'equal elements, which are asked for once');
+
+# A retry would make the failure of the second element final, so the server delays it until
+# the limit has been reached.
 is_run(
 	"$limit 5; SET hrflow_embed.max_attempts = 2; SET hrflow_embed.max_concurrency = 1;
 	SELECT status, count(*) FROM hrflow_profile_embeddings('acme',
-		'{\"fault:first=1,status=500\",fault:status=500,b,c,d}') GROUP BY 1 ORDER BY 1",
+		'{\"fault:first=1,status=500\",\"fault:status=500,retry_after=20\",b,c,d}')
+		GROUP BY 1 ORDER BY 1",
 	"ok|3\nover_budget|2",
 	qr/DETAIL:  The API sent a final reply for 3 of 5 elements/,
 	5, 'a request that is retried: all attempts count');
