@@ -19,9 +19,13 @@ my $node = Hrflow::Node->new(
 	max_attempts => 1,
 	request_timeout => '60s');
 
+# Statements must have the same plan and order of rows without and with read-ahead.
+$node->append_conf('postgresql.conf', 'autovacuum = off');
+$node->reload;
+
 $node->safe_psql(
 	'postgres', q{
-	CREATE TABLE c (id int PRIMARY KEY, hid text) WITH (autovacuum_enabled = off);
+	CREATE TABLE c (id int PRIMARY KEY, hid text);
 	INSERT INTO c SELECT i, 'p' || i FROM generate_series(1, 40) i;
 	CREATE TABLE few AS SELECT id, hid FROM c WHERE id <= 3;
 	ANALYZE;
@@ -265,7 +269,7 @@ like(
 		BEGIN
 			FETCH q INTO r;
 		EXCEPTION WHEN division_by_zero THEN
-			PERFORM pg_sleep(0.5);
+			PERFORM pg_sleep(2);
 			PERFORM hrflow_text_embedding('fault:latency=300,id=later');
 			RAISE NOTICE 'caught';
 		END;
