@@ -272,8 +272,7 @@ SKIP:
 		  . $nat->port . "/v1';"
 		  . "SET hrflow_embed.ca_file = '"
 		  . $api->ca
-		  . "'; SET hrflow_embed.max_concurrency = 8;"
-		  . "SET hrflow_embed.request_timeout = '2s'; ");
+		  . "'; SET hrflow_embed.max_concurrency = 8;");
 	is( $session->ask(batch(ids(20))),
 		"ok 20\n-- done\n",
 		'a batch over HTTP/2 through a NAT succeeds');
@@ -284,7 +283,10 @@ SKIP:
 	# timeouts.
 	PostgreSQL::Test::Utils::append_to_file($dropped, '');
 	like(
-		$session->ask(batch(ids(40, 'q'))),
+		$session->ask(
+				"SET hrflow_embed.request_timeout = '2s'; "
+			  . batch(ids(40, 'q'))
+			  . 'RESET hrflow_embed.request_timeout;'),
 		qr/^(?:ok 40|ok 3\d\ntimeout [1-7])\n/,
 		'a batch stops using a connection over which nothing is received any more');
 	is( $session->ask(batch(ids(20, 'r'))),
