@@ -215,14 +215,22 @@ foreach my $case (
 	my $decode = 'SELECT cardinality(hrflow_decode_vector(payload)) > 1000000 FROM long;';
 
 	sql("DROP TABLE IF EXISTS long; CREATE TABLE long AS SELECT $payload AS payload");
-	my (undef, $out, $err) = $node->psql(
-		'postgres',
-		"\\timing on\n$decode\nSET statement_timeout = '20ms';\n" . "$decode\n" x 3,
-		on_error_stop => 0);
-	my ($all, undef, @times) = $out =~ /Time: ([\d.]+) ms/g;
-	my $interrupted = min(@times);
+	my ($printed, $all, $interrupted);
+
+	# A busy machine can delay any interrupt, so measure again if one takes too long.
+	foreach my $try (1 .. 5)
+	{
+		my (undef, $out, $err) = $node->psql(
+			'postgres',
+			"\\timing on\n$decode\nSET statement_timeout = '20ms';\n" . "$decode\n" x 3,
+			on_error_stop => 0);
+		($all, undef, my @times) = $out =~ /Time: ([\d.]+) ms/g;
+		$printed = "$out$err";
+		$interrupted = min(@times);
+		last if $interrupted < $all / 2;
+	}
 	like(
-		"$out$err",
+		$printed,
 		qr/^t\n.*canceling statement due to statement timeout/s,
 		"$name: decoding obeys statement_timeout");
 
