@@ -155,7 +155,7 @@ FROM hrflow_profile_embeddings('acme', (SELECT array_agg('missing-' || i) FROM g
 SELECT requests FROM hrflow_embed_stats;
 
 -- When the time limit of a batch expires, results received so far are kept
-SET hrflow_embed.batch_timeout = '300ms';
+SET hrflow_embed.batch_timeout = '2s';
 SELECT ordinality, status, http_status, error
 FROM hrflow_profile_embeddings('acme', '{a,fault:silent,b}')
 ORDER BY ordinality;

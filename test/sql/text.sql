@@ -64,7 +64,7 @@ SELECT * FROM hrflow_text_embeddings('{fault:status=402,a,b,c}'); -- error
 SELECT ordinality, status, http_status FROM hrflow_text_embeddings('{a,fault:status=402,b,a,c}');
 SELECT * FROM hrflow_text_embeddings('{fault:status=403,"fault:status=403,id=2",c}'); -- error
 \echo :SQLSTATE
-SET hrflow_embed.batch_timeout = '300ms';
+SET hrflow_embed.batch_timeout = '2s';
 SELECT ordinality, status, http_status, error FROM hrflow_text_embeddings('{a,fault:silent,b}') ORDER BY ordinality;
 RESET hrflow_embed.batch_timeout;
 RESET hrflow_embed.max_concurrency;
