@@ -16,7 +16,7 @@ use Test::More;
 # Counts of a day are tested, so do not begin just before the day ends.
 {
 	my $left = 86_400 - time % 86_400;
-	sleep $left if $left < 120;
+	sleep $left if $left < 300;
 }
 
 # Requests per day are counted for each key.
@@ -158,6 +158,7 @@ foreach my $case ([ 30, 30 ], [ 300, 150 ])
 	$session->send(
 		"INSERT INTO slow SELECT hrflow_text_embedding('text ' || i)
 			FROM generate_series(1, $nrows) i;\n\\echo -- done");
+	$api->wait_until(sub { $_[0]{requests} >= 1 }) or die 'no request was sent';
 	$node->poll_query_until(
 		'postgres',
 		qq{SELECT sum(api_requests) >= $before + $least OR NOT EXISTS
