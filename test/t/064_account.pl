@@ -814,12 +814,13 @@ foreach my $kind ('the handshake is reset', 'the certificate is not trusted')
 	like($sessions[1]->ask($call->('b')), qr/ERROR:  08001/, "a request fails because $kind");
 	is($sessions[0]->result, 'ok', "the server says that one request is left after $kind");
 
-	$sessions[0]->start($call->('fault:latency=3000,left=1,left_reset=60,id=c'));
+	$sessions[0]->start($call->('fault:hold=2,left=1,left_reset=60,id=c'));
 	ok( $server->wait_until(sub { $_[0]{requests} >= 2 }),
 		"the request that is left is sent although $kind");
 	$sessions[1]->query("SET hrflow_embed.ca_file = '" . $server->ca . "';");
 	like($sessions[1]->ask("SET statement_timeout = '1s'; " . $call->('d')),
 		qr/57014/, "no more requests than are left are sent although $kind");
+	$server->release(2);
 	is($sessions[0]->result, 'ok', "the request that was left succeeds although $kind");
 	$_->finish foreach @sessions;
 }
