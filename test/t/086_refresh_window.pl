@@ -16,7 +16,7 @@ my $node = Hrflow::Node->new(
 	'window', $api,
 	link_hosts => '127.0.0.1',
 	max_attempts => 1,
-	request_timeout => '5s');
+	request_timeout => '30s');
 my $store = Hrflow::Store->new($node, $api, 'shop');
 my $slow_api = Hrflow::StandIn->new('--latency' => 200, '--dim' => 64);
 my %slow = ('hrflow_embed.base_url' => $slow_api->base_url);
@@ -48,13 +48,13 @@ sub answered
 
 # Return how many replies were lost by a run that "end" starts and ends.  As the run
 # waits only 100 ms for requests in flight, it may lose some on a busy machine, so try
-# up to five times to lose none.
+# up to twenty times to lose none.
 sub lost_replies
 {
 	my ($from, $end) = @_;
 	my $lost;
 
-	foreach my $try (1 .. 5)
+	foreach my $try (1 .. 20)
 	{
 		$from->reset;
 		$end->();
@@ -95,7 +95,7 @@ note("500 of 508 profiles were refreshed after $took s");
 #
 $store->track("SELECT 'nurse-' || i FROM generate_series(1, 4000) i");
 like(
-	$store->call(undef, role => 'keeper', settings => { %slow, statement_timeout => '3s' }),
+	$store->call(undef, role => 'keeper', settings => { %slow, statement_timeout => '5s' }),
 	qr/ERROR:  57014: canceling statement due to statement timeout/,
 	'statement_timeout ends a run with its error');
 cmp_ok($store->refreshed, '>', 0, 'vectors fetched before statement_timeout are stored');
@@ -115,10 +115,20 @@ SKIP:
 {
 	skip 'transaction_timeout was added in PostgreSQL 17', 2
 	  if $node->safe_psql('postgres', 'SHOW server_version_num') < 170000;
-	$store->track("SELECT 'nurse-' || i FROM generate_series(1, 300) i");
-	$slow_api->reset;
+
+	# A write that begins half a second too late on a busy machine exceeds the timeout, too
+	my $printed;
+	foreach my $try (1 .. 5)
+	{
+		$store->track("SELECT 'nurse-' || i FROM generate_series(1, 300) i");
+		$slow_api->reset;
+		$printed =
+		  $store->call(undef, role => 'keeper', settings => { %slow, transaction_timeout => '1s' });
+		last if $printed =~ /: 300 refreshed/;
+		note("try $try: $printed");
+	}
 	like(
-		$store->call(undef, role => 'keeper', settings => { %slow, transaction_timeout => '1s' }),
+		$printed,
 		qr/: 300 refreshed/,
 		'transactions of a run do not last long enough for transaction_timeout');
 	is(paid($slow_api), 300, 'no request is sent twice because of transaction_timeout');
@@ -158,19 +168,28 @@ foreach my $function ('pg_cancel_backend', 'pg_terminate_backend')
 	note("$lost of $paid answers were lost to $ended calls of $function()");
 }
 
-# Replies that arrive just after that.  Try up to five times, as above.
+# Replies that arrive just after that.  Those of the API are there when the process, which
+# is stopped until then, notices the signal.  As the run then waits only 100 ms for the links,
+# try up to twenty times.
+my $quick_api = Hrflow::StandIn->new('--dim' => 64);
 foreach my $signal ('INT', 'TERM')
 {
 	my $kept = 0;
 
-	for (my $try = 0; $try < 5 && $kept < 4; $try++)
+	for (my $try = 0; $try < 20 && $kept < 4; $try++)
 	{
 		$store->track("SELECT 'nurse-' || i FROM generate_series(1, 4) i");
-		$api->script('hold=5', count => 4);
-		my $call = $store->start_call;
-		$api->wait_until(sub { $_[0]{requests} >= 4 }) or die;
-		kill $signal, $store->backends;
-		$api->release(5);
+		$quick_api->reset;
+		$quick_api->script('hold=5', count => 4);
+		my $call = $store->start_call(undef,
+			settings => { 'hrflow_embed.base_url' => $quick_api->base_url });
+		$quick_api->wait_until(sub { $_[0]{requests} >= 4 }) or die;
+		my ($backend) = $store->backends;
+		kill 'STOP', $backend;
+		kill $signal, $backend;
+		$quick_api->release(5);
+		$quick_api->wait_until(sub { $quick_api->log >= 5 }) or die;
+		kill 'CONT', $backend;
 		$store->finish_call($call);
 		$kept = $store->refreshed;
 	}
@@ -277,7 +296,7 @@ sub cancel
 $store->sql(
 	'CREATE FUNCTION shop.delay() RETURNS trigger LANGUAGE plpgsql AS $$
 	BEGIN
-		PERFORM pg_sleep(0.012);
+		PERFORM pg_sleep(0.03);
 		RETURN NEW;
 	END $$;
 	CREATE TRIGGER delay BEFORE INSERT ON shop.embedding
@@ -285,7 +304,7 @@ $store->sql(
 $lost = lost_replies(
 	$api,
 	sub {
-		$store->track("SELECT 'nurse-' || i FROM generate_series(1, 100) i");
+		$store->track("SELECT 'nurse-' || i FROM generate_series(1, 40) i");
 		my $call = $store->start_call;
 		$node->poll_query_until('postgres',
 			"SELECT count(*) > 0 FROM pg_stat_activity WHERE wait_event = 'PgSleep'")
@@ -367,13 +386,13 @@ foreach my $case (
 	differ($is_row);
 	$store->sql(
 		"INSERT INTO shop.candidate (hrflow_id)
-		SELECT 'fault:latency=1500,id=' || i FROM generate_series(1, 12) i");
+		SELECT 'fault:latency=1000,id=' || i FROM generate_series(1, 12) i");
 	$application->ask($begin) if $is_row;
 	$application->send($end)  if $is_row == 1;
 	$call = $store->start_call(
 		undef,
 		settings => {
-			'hrflow_embed.request_timeout' => '4s',
+			'hrflow_embed.request_timeout' => '4500ms',
 			'hrflow_embed.max_concurrency' => 4,
 			lock_timeout => '20s' });
 	$api->wait_until(sub { $_[0]{requests} >= 4 }) or die;
@@ -407,10 +426,16 @@ SKIP:
 {
 	skip 'transaction_timeout was added in PostgreSQL 17', 2
 	  if $node->safe_psql('postgres', 'SHOW server_version_num') < 170000;
-	differ(20);
-	$application->ask($lock_vector);
-	$printed = $store->call(undef, role => 'keeper', settings => { transaction_timeout => '1s' });
-	$application->ask('COMMIT;');
+	foreach my $try (1 .. 5)
+	{
+		differ(20);
+		$application->ask($lock_vector);
+		$printed =
+		  $store->call(undef, role => 'keeper', settings => { transaction_timeout => '1s' });
+		$application->ask('COMMIT;');
+		last if $printed =~ /: 19 refreshed/;
+		note("try $try: $printed");
+	}
 	like(
 		$printed,
 		qr/WARNING:.* fetched for 1 profile\n.*: 19 refreshed/s,
@@ -441,9 +466,9 @@ $store->sql(
 	CREATE TRIGGER b BEFORE UPDATE ON shop.embedding_profile FOR EACH ROW
 		WHEN (OLD.lease_until IS NOT NULL AND NEW.lease_until IS NULL)
 		EXECUTE FUNCTION shop.wait_release();});
-$store->track("SELECT 'fault:latency=1000,id=' || i FROM generate_series(1, 10) i");
+$store->track("SELECT 'fault:latency=2500,id=' || i FROM generate_series(1, 10) i");
 $call =
-  $store->start_call("time_budget => '300ms'", settings => { 'hrflow_embed.max_concurrency' => 1 });
+  $store->start_call("time_budget => '2s'", settings => { 'hrflow_embed.max_concurrency' => 1 });
 $node->poll_query_until('postgres',
 	"SELECT count(*) > 0 FROM pg_stat_activity WHERE wait_event = 'PgSleep'")
   or die;
