@@ -169,8 +169,12 @@ is(written(2 * 5000 + 1250 + 2 * 1250), '10000|0|0', 'no vector is written if no
 $store->sql('ALTER TABLE shop.candidate SET (autovacuum_enabled = off)'); # autovacuum locks it, too
 $store->hasten("substr(profile_id, 1, 1) = 'w'");
 my $watcher = Hrflow::Session->new($node);
+$api->reset;
 my $call =
   $store->start_call('batch_size => 50', settings => { 'hrflow_embed.max_concurrency' => 8 });
+
+# Before its first request, a run looks at the triggers of the table.
+$api->wait_until(sub { $_[0]{requests} >= 1 }) or die;
 my ($locks, $waits) = (0, 0);
 until ($call->{err} =~ /refreshed, /)
 {
@@ -186,53 +190,65 @@ like(
 	qr/ 1250 refreshed/,
 	'a run refreshes while the table of candidates is watched');
 
-# When it begins, a run looks at the triggers of the table for a moment.
-cmp_ok($waits, '<=', 1, 'the table of candidates could be locked at any time during the run');
+is($waits, 0, 'the table of candidates could be locked at any time while the run sent requests');
 cmp_ok($locks, '>', 20, 'the table of candidates was locked often during the run');
 
 #
 # The transaction, snapshot and locks of a run that waits for the network, also
-# while it requests the sections of a profile one by one
+# while it requests the sections of a profile one by one.  On a busy machine, samples of
+# some of its phases may be missing, so try up to five times.
 #
 my $far_api = Hrflow::StandIn->new('--latency' => 500, '--dim' => 64);
-$store->sql(
-	q{DELETE FROM shop.candidate;
-	INSERT INTO shop.candidate (hrflow_id) VALUES ('nurse-1'), ('novector-cook'), ('driver-1');
-	UPDATE shop.embedding_profile SET due_at = now() - CASE profile_id
-		WHEN 'nurse-1' THEN interval '3 minutes' WHEN 'novector-cook' THEN '2 minutes'
-			ELSE '1 minute' END;}
-);
-$call = $store->start_call(
-	'batch_size => 1',
-	application => 'watched',
-	settings => {
-		'hrflow_embed.base_url' => $far_api->base_url,
-		'hrflow_embed.max_concurrency' => 1 });
-my ($requests, $since, $looked_at, %holds, %phases) = (0, time, time);
-until ($call->{err} =~ /refreshed, /)
+my (%holds, %phases);
+for (my $try = 0; $try < 5 && keys %phases < 3; $try++)
 {
-	(my $before, $looked_at) = ($looked_at, time);
-	my $n = $far_api->stats->{requests};
-	($requests, $since) = ($n, $before) if $n != $requests;
-	my ($sample) = split /\n/, $watcher->ask(
-		"SELECT wait_event_type, backend_xid, backend_xmin,
-		(SELECT count(*) FROM pg_locks l WHERE l.pid = a.pid AND locktype <> 'virtualxid'
-			AND (locktype, classid) IS DISTINCT FROM ('advisory', 'shop.embedding_run'::regclass))
-		FROM pg_stat_activity a WHERE application_name = 'watched' AND state = 'active';");
-
-	# Skip samples taken when the reply may have arrived
-	if ($n > 0 && time - $since < 0.4)
+	$store->sql(
+		q{DELETE FROM shop.candidate;
+		INSERT INTO shop.candidate (hrflow_id)
+			VALUES ('nurse-1'), ('novector-cook'), ('driver-1');
+		UPDATE shop.embedding_profile SET due_at = now() - CASE profile_id
+			WHEN 'nurse-1' THEN interval '3 minutes' WHEN 'novector-cook' THEN '2 minutes'
+				ELSE '1 minute' END;}
+	);
+	$far_api->reset;
+	$call = $store->start_call(
+		'batch_size => 1',
+		application => 'watched',
+		settings => {
+			'hrflow_embed.base_url' => $far_api->base_url,
+			'hrflow_embed.max_concurrency' => 1 });
+	my ($requests, $since, $looked_at, $last) = (0, time, time, '');
+	until ($call->{err} =~ /refreshed, /)
 	{
-		$holds{$sample}++;
-		$phases{ $n <= 4 ? 'first' : $n <= 7 ? 'section by section' : 'last' }++;
+		(my $before, $looked_at) = ($looked_at, time);
+		my $n = $far_api->stats->{requests};
+		($requests, $since, $last) = ($n, $before, '') if $n != $requests;
+		my ($sample) = split /\n/, $watcher->ask(
+			"SELECT wait_event_type, backend_xid, backend_xmin,
+			(SELECT count(*) FROM pg_locks l WHERE l.pid = a.pid AND locktype <> 'virtualxid'
+				AND (locktype, classid)
+					IS DISTINCT FROM ('advisory', 'shop.embedding_run'::regclass))
+			FROM pg_stat_activity a WHERE application_name = 'watched' AND state = 'active';");
+
+		# Skip samples taken when the reply may have arrived.  The values in a sample are
+		# not read at the same time, so count only those that do not change.
+		if ($n > 0 && time - $since < 0.4)
+		{
+			if ($sample eq $last)
+			{
+				$holds{$sample}++;
+				$phases{ $n <= 4 ? 'first' : $n <= 7 ? 'section by section' : 'last' }++;
+			}
+			$last = $sample;
+		}
+		last unless $call->{process}->pumpable;
+		$call->{process}->pump_nb;
 	}
-	last unless $call->{process}->pumpable;
-	$call->{process}->pump_nb;
+	like($store->finish_call($call), qr/: 3 refreshed/, 'a run refreshes profiles one by one');
+	is( $far_api->stats->{requests},
+		3 + 4 + 3,
+		'a profile with a section that has no vector takes a request for each section');
 }
-like($store->finish_call($call), qr/: 3 refreshed/, 'a run refreshes profiles one by one');
-is( $far_api->stats->{requests},
-	3 + 4 + 3,
-	'a profile with a section that has no vector takes a request for each section');
 my $waiting = delete $holds{'Extension|||0'};
 is_deeply([ grep { /^Extension/ } keys %holds ],
 	[], 'a run that waits for the network has no transaction, snapshot or lock');
@@ -298,7 +314,7 @@ is_deeply(
 	'a profile that is marked while it is fetched is not fetched again at once');
 is( $store->sql(
 		"SELECT profile_id FROM shop.embedding_profile
-			WHERE due_at BETWEEN now() + interval '50 seconds' AND now() + interval '60 seconds'"
+			WHERE due_at BETWEEN now() + interval '30 seconds' AND now() + interval '60 seconds'"
 	),
 	'fault:hold=4,id=nurse',
 	'a profile that is marked while it is fetched is due again a minute later');
