@@ -31,19 +31,19 @@ $store->track(
 	"SELECT 'fault:silent,id=' || i FROM generate_series(1, 40) i
 	UNION ALL SELECT 'nurse-' || i FROM generate_series(1, 20) i");
 prefer('silent');
-$store->call("time_budget => '1s'");
+$store->call("time_budget => '2s'");
 is( $store->profiles(
 		'state, attempts, http_status, last_error, lease_until,
 			due_at - failed_at BETWEEN \'50 s\' AND \'61 s\'',
 		'last_error IS NOT NULL'),
 	"due|0||$error||t",
 	'a profile without a reply at the end of a run is due a minute later');
-$store->call("time_budget => '1s'");
+$store->call("time_budget => '2s'");
 is($store->refreshed, 20, 'profiles without replies do not keep others from being requested');
 
 $store->age('20 minutes');
 $store->hasten;
-$store->call("time_budget => '1s'");
+$store->call("time_budget => '2s'");
 is( $store->profiles(
 		"count(*) >= 32, min(due_at) > now() + interval '15 minutes', max(attempts)",
 		"due_at > now()" . " AND state = 'due'"),
@@ -54,15 +54,15 @@ is( $store->profiles(
 # Replies that take longer than a run in other ways, of which the API has sent a part
 #
 foreach my $case (
-	[ 'fault:latency=2500,v.silent', '', "the link.s host" ],
-	[ 'novector-1', 'latency=5500', 'the HrFlow API' ],
-	[ 'fault:latency=1800,v.retry_after=60,v.status=503', '', "the link.s host" ])
+	[ 'fault:latency=3500,v.silent', '', "the link.s host" ],
+	[ 'novector-1', 'latency=6000', 'the HrFlow API' ],
+	[ 'fault:latency=2800,v.retry_after=60,v.status=503', '', "the link.s host" ])
 {
 	my ($profile, $fault, $who) = @$case;
 
 	$store->track("SELECT '$profile'");
 	$api->script($fault) if $fault;
-	$store->call("time_budget => '1s'", settings => { 'hrflow_embed.max_attempts' => 3 });
+	$store->call("time_budget => '2s'", settings => { 'hrflow_embed.max_attempts' => 3 });
 	is($store->profiles("attempts, due_at > now(), last_error ~ '^$who did not answer in time'"),
 		'0|t|t', "profile $profile, whose reply is late, is postponed");
 }
@@ -84,7 +84,7 @@ foreach my $case ([ '2s', 0 ], [ '8s', 3 ])
 
 # A profile that has changed is due when a changed profile may be requested again.
 $store->track("SELECT 'fault:silent'");
-my $call = $store->start_call("time_budget => '1s'");
+my $call = $store->start_call("time_budget => '2s'");
 $api->wait_until(sub { $_[0]{requests} >= 1 }) or die;
 $store->sql("UPDATE shop.candidate SET cv = 'new'");
 $store->finish_call($call);
@@ -93,7 +93,7 @@ is($store->profiles("attempts, last_error, due_at > now() + interval '30 s', lea
 
 # This comes last, because the account keeps its rate after the end of the session.
 $store->track("SELECT 'fault:silent,id=' || i FROM generate_series(1, 20) i");
-$store->call("time_budget => '1s'", settings => { 'hrflow_embed.max_requests_per_minute' => 5 });
+$store->call("time_budget => '2s'", settings => { 'hrflow_embed.max_requests_per_minute' => 5 });
 is( $store->profiles('count(*), max(attempts)', 'due_at > now()'),
 	$api->stats->{requests} . '|0',
 	'only profiles whose requests were sent are postponed');
