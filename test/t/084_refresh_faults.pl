@@ -350,7 +350,7 @@ is($store->sql('SELECT count(*) FROM shop.embedding_profile WHERE due_at > now()
 # Profiles wait longer after each failure
 $store->track("SELECT 'fault:status=500,id=' || i FROM generate_series(1, 10) i");
 foreach my $age (
-	[ '0', '50 seconds', '65 seconds' ],
+	[ '0', '40 seconds', '65 seconds' ],
 	[ '8 minutes', '7 minutes', '9 minutes' ],
 	[ '2 days', '50 minutes', '61 minutes' ])
 {
@@ -421,12 +421,12 @@ foreach my $case ([ 'different refusals', 'status=422,message=one', 'status=422,
 #
 # A run stops if its time limit is too low for any request
 #
-$store->track("SELECT 'fault:latency=6000,id=' || i FROM generate_series(1, 5) i");
+$store->track("SELECT 'fault:latency=10000,id=' || i FROM generate_series(1, 5) i");
 like(
 	$store->call(
-		undef, settings => { 'hrflow_embed.batch_timeout' => '1900ms', statement_timeout => '30s' }
+		undef, settings => { 'hrflow_embed.batch_timeout' => '3900ms', statement_timeout => '30s' }
 	),
-	qr/WARNING:  .*was stopped: the API did not reply within 1900 ms/,
+	qr/WARNING:  .*was stopped: the API did not reply within 3900 ms/,
 	'a run with a batch_timeout that is too low stops');
 is($api->stats->{requests},
 	5, 'a run with a batch_timeout that is too low requests each profile once');
@@ -434,12 +434,12 @@ is($store->profiles('state, attempts, lease_until, due_at > now()'),
 	'due|0||t', 'a run with a batch_timeout that is too low counts no attempt');
 
 # So does a run in a slow outage, in which only a few requests have failed by then
-$store->track("SELECT 'fault:status=500,latency=500,id=' || i FROM generate_series(1, 30) i");
+$store->track("SELECT 'fault:status=500,latency=1000,id=' || i FROM generate_series(1, 30) i");
 like(
 	$store->call(
 		undef,
 		settings => {
-			'hrflow_embed.batch_timeout' => '2500ms',
+			'hrflow_embed.batch_timeout' => '4500ms',
 			'hrflow_embed.max_concurrency' => 1,
 			'hrflow_embed.max_attempts' => 1 }),
 	qr/WARNING:  .*was stopped: the API sent no usable reply; .*HTTP 500/,
@@ -449,8 +449,8 @@ is($store->profiles('state, attempts, lease_until, due_at > now()', 'http_status
 	'due|0||t', 'a run in a slow outage counts no attempt');
 
 # At the end of time_budget, a run waits for the requests in flight
-$store->track("SELECT 'fault:latency=2000,id=' || i FROM generate_series(1, 5) i");
-$printed = $store->call("time_budget => '1500ms'");
+$store->track("SELECT 'fault:latency=4000,id=' || i FROM generate_series(1, 5) i");
+$printed = $store->call("time_budget => '3s'");
 unlike($printed, qr/WARNING/, 'a run does not warn at the end of time_budget');
 like(
 	$printed,
