@@ -19,6 +19,12 @@ my $node = Hrflow::Node->new(
 	link_hosts => '127.0.0.1',
 	wal_level => 'logical',
 	max_wal_senders => 6);
+
+# The snapshot of an autovacuum worker, which analyzes another table, would prevent the
+# removal of rows that a snapshot of the standby may see.
+$node->append_conf('postgresql.conf', 'autovacuum = off');
+$node->reload;
+
 my $fields = q{'{"profile": 1}'};
 my $query = q{(SELECT array_agg(sin(i)::real) FROM generate_series(1, 16) i)};
 
