@@ -171,7 +171,7 @@ is($store->profiles('state, due_at <= now()'),
 
 # Errors that differ only in the milliseconds that libcurl reports are the same error
 $store->track("SELECT 'fault:v.silent,id=' || i FROM generate_series(1, 10) i");
-my @impatient = (undef, settings => { 'hrflow_embed.request_timeout' => '3s' });
+my @impatient = (undef, settings => { 'hrflow_embed.request_timeout' => '5s' });
 $store->call(@impatient);
 $store->age('20 minutes');
 $store->sql(
