@@ -58,11 +58,14 @@ foreach my $kind ([ text => 'text', q{'%s'} ], [ document => 'jsonb', q{'{"key":
 		$api->reset;
 	};
 
-	# Let keys be due now, and the second session refresh them
+	# Let keys be due now, note the time, and the second session refresh them
+	my $since;
 	my $refresh = sub {
 		my ($pattern, $arguments) = @_;
 
-		sql("UPDATE $keys SET due_at = now() WHERE key ~ '$pattern'");
+		$since = sql(
+			"UPDATE $keys SET due_at = now() WHERE key ~ '$pattern';
+			SELECT clock_timestamp()");
 		return $second->ask("CALL hrflow_refresh('$store'" . ($arguments // '') . ');');
 	};
 	my $states = sub {
@@ -75,7 +78,7 @@ foreach my $kind ([ text => 'text', q{'%s'} ], [ document => 'jsonb', q{'{"key":
 
 		is( sql("SELECT bool_and(state = 'due' AND lease_until IS NULL AND attempts = 0
 					AND sent_hash IS NULL AND last_error IS NULL
-					AND due_at > now() AND due_at <= now() + interval '10 s')
+					AND due_at > '$since' AND due_at <= now() + interval '10 s')
 				FROM $keys WHERE key ~ '$pattern'"),
 			't',
 			$name);

@@ -873,7 +873,7 @@ foreach my $minutes (1, 60)
 	$mall->hasten(q{profile_id = 'nurse-80'});
 	$mall->call($items);
 	is( $mall->profiles(
-			qq{(due_at - now()) BETWEEN interval '$minutes minutes' * 0.8 AND
+			qq{(due_at - now()) BETWEEN interval '$minutes minutes' * 0.5 AND
 				interval '$minutes minutes' * 1.1}, q{profile_id = 'nurse-80'}),
 		't',
 		"a profile that has lost a vector waits $minutes minutes without the column failed_at");
