@@ -134,9 +134,7 @@ sub run
 		$api->script('own,latency=2000');
 		my @calls = map {
 			$store->start_call(
-				"time_budget => '"
-				  . ($n < 10_000 ? 20 : 120)
-				  . "s', batch_size => "
+				"time_budget => '120s', batch_size => "
 				  . ($posts ? 20 + int rand 20 : 100 + int rand 150),
 				settings => {
 					'hrflow_embed.max_attempts' => 1,
