@@ -158,9 +158,10 @@ hrflow_body_on_data(char *data, size_t one, size_t length, void *arg)
  * If HTTP/2 was offered, remember the version that the origin uses.  If the
  * version of an origin is unknown, and a request that failed over HTTP/2 gets
  * a reply when it is resent over HTTP/1.1, use only HTTP/1.1 with the origin
- * from then on.  The request may have been resent by us or by libcurl,
- * since libcurl 8.22 falls back to HTTP/1.1 by itself (071_http2_refused.pl).
- * Also use only HTTP/1.1 if libcurl has mixed up an origin's replies.
+ * for some time.  The request may have been resent by us or by libcurl, since
+ * libcurl falls back to HTTP/1.1 by itself in some cases
+ * (071_http2_refused.pl).  Also use only HTTP/1.1 if libcurl has mixed up an
+ * origin's replies.
  */
 static bool
 note_protocol(HrflowTransfer *transfer, char version)
@@ -175,8 +176,10 @@ note_protocol(HrflowTransfer *transfer, char version)
 		(transfer->avoids_http2 || transfer->attempt.nsent > 1);
 	if (version == '2')
 		hrflow_origin_note(transfer->url, HRFLOW_HTTP_2);
-	else if (refuses || (!is_ours && transfer->attempt.offers_http2))
+	else if (!is_ours && transfer->attempt.offers_http2)
 		hrflow_origin_note(transfer->url, HRFLOW_HTTP_1_1_ONLY);
+	else if (refuses)
+		hrflow_origin_note_refusal(transfer->url);
 	else if (transfer->attempt.offers_http2)
 		hrflow_origin_note(transfer->url, HRFLOW_HTTP_1_1);
 	return is_ours;

@@ -335,7 +335,8 @@ set_version(HrflowTransfer *transfer)
 	HrflowProtocol protocol = HRFLOW_HTTP_1_1_ONLY;
 
 	if (may_offer_http2(transfer))
-		protocol = hrflow_origin_protocol(transfer->url);
+		protocol = hrflow_origin_choose(transfer->url, transfer->reply.attempts <
+										transfer->transport->settings->max_attempts);
 	transfer->attempt.offers_http2 = protocol != HRFLOW_HTTP_1_1_ONLY;
 	transfer->attempt.may_wait = transfer->attempt.offers_http2 &&
 		protocol != HRFLOW_HTTP_1_1;

@@ -10,10 +10,15 @@
  * requests wait only until the first request has been sent: see
  * release_waiting().
  *
+ * An origin that does not answer over HTTP/2 gets only HTTP/1.1 requests from
+ * then on.  But its HTTP/2 connections may have been lost for another reason,
+ * for example because it was restarted.  Therefore, after each RETRY_INTERVAL,
+ * one request offers HTTP/2 again.
+ *
  * Backends share this information if shared memory is available: see shared.c.
- * Each entry is a single atomic number that combines the hash of the origin
- * and two bits for the version.  Nothing here throws once hrflow_shared_get()
- * has succeeded.
+ * Each entry is a single atomic number that combines 30 bits of the hash of
+ * the origin, the time at which HTTP/2 may be offered again, and two bits for
+ * the version.  Nothing here throws once hrflow_shared_get() has succeeded.
  *
  *-------------------------------------------------------------------------
  */
@@ -21,6 +26,16 @@
 
 #include "common/hashfn.h"
 #include "transport/transfer.h"
+
+/*
+ * Interval at which to offer HTTP/2 to an origin with which only HTTP/1.1 is
+ * used because requests over HTTP/2 were lost, in seconds.
+ */
+#define RETRY_INTERVAL 600
+
+/* Bits of an entry, above those for the version. */
+#define TIME_SHIFT 2
+#define HASH_SHIFT 34
 
 /*
  * Return the length of the scheme, host and port of a URL.
@@ -43,15 +58,13 @@ hrflow_origin_is_same(const char *a, const char *b)
 }
 
 /*
- * Return the hash of a URL's scheme, host and port.  The two lowest bits are
- * 0, but the hash as a whole is never 0.
+ * Return the hash of a URL's scheme, host and port, never 0.
  */
 uint64
 hrflow_origin_hash(const char *url)
 {
 	return Max(hash_bytes_extended((const unsigned char *) url,
-								   length_of_origin(url), 0) &
-			   ~UINT64CONST(3), 4);
+								   length_of_origin(url), 0), 1);
 }
 
 /*
@@ -61,7 +74,41 @@ static pg_atomic_uint64 *
 find_origin(const char *url, uint64 *hash)
 {
 	*hash = hrflow_origin_hash(url);
-	return &hrflow_shared_get()->origins[(*hash >> 2) % HRFLOW_NORIGINS];
+	return &hrflow_shared_get()->origins[*hash % HRFLOW_NORIGINS];
+}
+
+/*
+ * Return an entry.  "again" is the time at which HTTP/2 may be offered
+ * again, in seconds of hrflow_clock_now(), or 0 if there is no such time.
+ */
+static uint64
+pack_entry(uint64 hash, HrflowProtocol protocol, uint32 again)
+{
+	return hash >> HASH_SHIFT << HASH_SHIFT |
+		(uint64) again << TIME_SHIFT | protocol;
+}
+
+/*
+ * Return the HTTP version in an entry, if the entry is of the origin with this
+ * hash.
+ */
+static HrflowProtocol
+protocol_of(uint64 entry, uint64 hash)
+{
+	return entry >> HASH_SHIFT == hash >> HASH_SHIFT ? entry & 3 :
+		HRFLOW_PROTOCOL_UNKNOWN;
+}
+
+static uint32
+offer_at(uint64 entry)
+{
+	return (uint32) (entry >> TIME_SHIFT);
+}
+
+static uint32
+seconds_now(void)
+{
+	return hrflow_clock_now() / HRFLOW_SEC;
 }
 
 /*
@@ -73,12 +120,41 @@ hrflow_origin_protocol(const char *url)
 	uint64		hash;
 	uint64		entry = pg_atomic_read_u64(find_origin(url, &hash));
 
-	return (entry & ~UINT64CONST(3)) == hash ? entry & 3 : HRFLOW_PROTOCOL_UNKNOWN;
+	return protocol_of(entry, hash);
+}
+
+/*
+ * Return the HTTP version for which to prepare a request that could use
+ * HTTP/2.  This is the version of its origin, except that if it is time to
+ * offer HTTP/2 again, it is HRFLOW_HTTP_1_1 for one request of all backends,
+ * which then offers HTTP/2, but does not wait for another's connection.
+ * "may_fail" tells whether the request may be that one, because it will be
+ * retried if it fails.
+ */
+HrflowProtocol
+hrflow_origin_choose(const char *url, bool may_fail)
+{
+	uint64		hash;
+	pg_atomic_uint64 *entry = find_origin(url, &hash);
+	uint64		old = pg_atomic_read_u64(entry);
+	HrflowProtocol protocol = protocol_of(old, hash);
+	uint32		now;
+
+	if (protocol != HRFLOW_HTTP_1_1_ONLY || offer_at(old) == 0 || !may_fail)
+		return protocol;
+	now = seconds_now();
+	if (now < offer_at(old) ||
+		!pg_atomic_compare_exchange_u64(entry, &old,
+										pack_entry(hash, protocol,
+												   now + RETRY_INTERVAL)))
+		return protocol;
+	return HRFLOW_HTTP_1_1;
 }
 
 /*
  * Record the HTTP version of a URL's origin.  HRFLOW_HTTP_1_1_ONLY, once
- * recorded, is kept until another origin needs the same entry.
+ * recorded, is kept until another origin needs the same entry; but a reply
+ * over HTTP/2 replaces it if hrflow_origin_note_refusal() has recorded it.
  */
 void
 hrflow_origin_note(const char *url, HrflowProtocol protocol)
@@ -87,6 +163,26 @@ hrflow_origin_note(const char *url, HrflowProtocol protocol)
 	pg_atomic_uint64 *entry = find_origin(url, &hash);
 	uint64		old = pg_atomic_read_u64(entry);
 
-	if (old != (hash | protocol) && old != (hash | HRFLOW_HTTP_1_1_ONLY))
-		pg_atomic_write_u64(entry, hash | protocol);
+	if (protocol_of(old, hash) == HRFLOW_HTTP_1_1_ONLY &&
+		(offer_at(old) == 0 || protocol == HRFLOW_HTTP_1_1))
+		return;
+	if (old != pack_entry(hash, protocol, 0))
+		pg_atomic_write_u64(entry, pack_entry(hash, protocol, 0));
+}
+
+/*
+ * Record that the origin of a URL has answered over HTTP/1.1 a request that it
+ * did not answer over HTTP/2: record HRFLOW_HTTP_1_1_ONLY for a limited time,
+ * unless it is recorded already.
+ */
+void
+hrflow_origin_note_refusal(const char *url)
+{
+	uint64		hash;
+	pg_atomic_uint64 *entry = find_origin(url, &hash);
+
+	if (protocol_of(pg_atomic_read_u64(entry), hash) != HRFLOW_HTTP_1_1_ONLY)
+		pg_atomic_write_u64(entry,
+							pack_entry(hash, HRFLOW_HTTP_1_1_ONLY,
+									   seconds_now() + RETRY_INTERVAL));
 }

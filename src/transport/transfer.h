@@ -482,7 +482,10 @@ extern int	hrflow_window_expected(const HrflowSettings *settings);
 /* in origin.c */
 extern uint64 hrflow_origin_hash(const char *url);
 extern HrflowProtocol hrflow_origin_protocol(const char *url);
+extern HrflowProtocol hrflow_origin_choose(const char *url,
+										   bool may_fail);
 extern void hrflow_origin_note(const char *url, HrflowProtocol protocol);
+extern void hrflow_origin_note_refusal(const char *url);
 
 /* in account.c */
 extern int64 hrflow_account_backoff(const HrflowReply *reply);

@@ -2,10 +2,11 @@
 # requests.  Every request must still get a reply, the number of connections must
 # stay limited, and requests that libcurl sends again must be counted.  The server
 # for this test is written in Python, and can be told to refuse HTTP/2, or to leave
-# connections open.
+# connections open.  Time passes by setting the clock of the extension forward.
 use strict;
 use warnings FATAL => 'all';
 use Hrflow::Http2Peer;
+use Hrflow::Injector;
 use Hrflow::Node;
 use Hrflow::Session;
 use Hrflow::StandIn;
@@ -15,10 +16,12 @@ my $api = Hrflow::StandIn->new;
 plan skip_all => 'Python with TLS is not installed'
   unless Hrflow::Http2Peer->new('refuse', $api);
 
+my $injector = Hrflow::Injector->new;
 my $node = Hrflow::Node->new(
 	'http2_refused', $api,
 	shared_preload_libraries => 'hrflow_embed',
 	ca_file => $api->ca);
+$injector->leave;
 my $stats = 'SELECT requests, retries FROM hrflow_embed_stats';
 
 # Return the number of rows of forty profiles with each status, with a given number of
@@ -62,6 +65,53 @@ foreach my $case ([ 'goaway', 'ends connections with HTTP_1_1_REQUIRED' ],
 			"ok|40\n40|0", "the next batch sends each request once to $name");
 		is($peer->count('h2'), 0, "the next batch opens no HTTP/2 connection to $name");
 	}
+}
+
+# Only the first requests to a server that refuses HTTP/2 pay for that.  After ten minutes,
+# one request finds out whether that has changed.
+sub refuse_for_a_while
+{
+	my ($name, $peer) = @_;
+
+	is(batch($peer, 8, '', ''), 'ok|40', "$name: a batch succeeds when HTTP/2 is refused");
+	cmp_ok($peer->count('h2'), '>=', 1, "$name: the batch tries HTTP/2");
+
+	$injector->set_clock_forward(500);
+	is(batch($peer, 8, '', $stats),
+		"ok|40\n40|0", "$name: a batch some minutes later sends each request once");
+	is($peer->count('h2'), 0, "$name: a batch some minutes later does not try HTTP/2");
+
+	$injector->set_clock_forward(200);
+	is(batch($peer, 8, 'SET hrflow_embed.max_attempts = 1;', ''),
+		'ok|40', "$name: a batch after ten minutes whose requests are not retried succeeds");
+	is($peer->count('h2'), 0,
+		"$name: a batch after ten minutes whose requests are not retried does not try HTTP/2");
+	my ($rows, $nrequests, $nretries) = batch($peer, 8, '', $stats) =~ /^(.*)\n(\d+)\|(\d+)$/s;
+	is($rows, 'ok|40', "$name: a batch after ten minutes succeeds");
+	cmp_ok($peer->count('h2'), '>=', 1, "$name: a batch after ten minutes tries HTTP/2");
+	is($nrequests, 40 + $nretries, "$name: the requests of that batch are counted");
+	is($peer->count('request'),
+		$nrequests, "$name: the server has received as many requests as were counted");
+
+	# libcurl sends a request at most five times more before it gives up.
+	cmp_ok($nretries, '<=', 6, "$name: only one request of that batch tries HTTP/2");
+	is(batch($peer, 8, '', $stats), "ok|40\n40|0", "$name: the next batch sends each request once");
+	is($peer->count('h2'), 0, "$name: the next batch does not try HTTP/2");
+
+	$peer->follow('answer');
+	$injector->set_clock_forward(700);
+	is(batch($peer, 8, '', $stats),
+		"ok|40\n40|0", "$name: when HTTP/2 works, a batch sends each request once");
+	cmp_ok($peer->count('h2'), '>=', 1, "$name: that batch finds out that HTTP/2 works");
+	is(batch($peer, 8, '', $stats),
+		"ok|40\n40|0", "$name: when HTTP/2 is known to work, a batch sends each request once");
+	is($peer->count('http/1.1'), 0, "$name: when HTTP/2 is known to work, only that is used");
+	return;
+}
+
+foreach my $how ('goaway', 'require', 'close')
+{
+	refuse_for_a_while($how, Hrflow::Http2Peer->new($how, $api));
 }
 
 # A server that ends a connection because of a long URL, as nginx and haproxy do: the other

@@ -6,6 +6,7 @@
 #   $peer->count('h2')         number of HTTP/2 connections
 #   $peer->times('request')    times of the requests, in seconds
 #   $peer->reset               resets the counts
+#   $peer->follow('answer')    from now on, refuses HTTP/2 in another way, or not
 #
 # new() returns nothing if Python with TLS is not available.
 package Hrflow::Http2Peer;
@@ -25,7 +26,7 @@ sub new
 	return
 	  unless eval { IPC::Run::run([ 'python3', '-c', 'import ssl' ], '2>', '/dev/null') };
 	$self->reset;
-	my $timeout = IPC::Run::timeout($PostgreSQL::Test::Utils::timeout_default);
+	$self->{timeout} = IPC::Run::timeout($PostgreSQL::Test::Utils::timeout_default);
 	$self->{process} = IPC::Run::start(
 		[   'python3', dirname(__FILE__) . '/http2_peer.py',
 			$how, $api->dir . '/server.pem',
@@ -34,13 +35,13 @@ sub new
 		\$self->{in},
 		'>',
 		\$self->{out},
-		$timeout);
+		$self->{timeout});
 	while ($self->{out} !~ /^\d+\n/)
 	{
 		die 'http2_peer.py did not start' unless $self->{process}->pumpable;
 		$self->{process}->pump;
 	}
-	$timeout->reset;
+	$self->{timeout}->reset;
 	($self->{port}) = $self->{out} =~ /(\d+)/;
 	return $self;
 }
@@ -66,6 +67,22 @@ sub reset
 
 	open(my $log, '>', $self->{log}) or die $!;
 	close $log;
+	return;
+}
+
+sub follow
+{
+	my ($self, $how) = @_;
+
+	$self->{out} = '';
+	$self->{timeout}->start;
+	$self->{in} .= "$how\n";
+	while ($self->{out} !~ /^\Q$how\E\n/)
+	{
+		die 'http2_peer.py has ended' unless $self->{process}->pumpable;
+		$self->{process}->pump;
+	}
+	$self->{timeout}->reset;
 	return;
 }
 

@@ -13,6 +13,8 @@
 #   my $seen = $injector->disarm        a hash with the number of events seen,
 #                                       failures injected, and libcurl handles
 #                                       created and added since
+#   $injector->set_clock_forward($seconds)  the monotonic clock that the extension
+#                                       sees, in all backends
 package Hrflow::Injector;
 
 use strict;
@@ -39,7 +41,7 @@ sub new
 	system('gcc', '-shared', '-fPIC', '-O1', '-fno-optimize-sibling-calls', '-o',
 		"$dir/injector.so", dirname(__FILE__) . '/injector.c', '-ldl') == 0
 	  or die "could not compile the injector";
-	PostgreSQL::Test::Utils::append_to_file($self->{path}, pack($layout, (0) x 7));
+	PostgreSQL::Test::Utils::append_to_file($self->{path}, pack("$layout q", (0) x 8));
 	open($self->{file}, '+<', $self->{path}) or die $!;
 	$self->{before} = { map { $_ => $ENV{$_} } qw(LD_PRELOAD HRFLOW_INJECT) };
 	$ENV{LD_PRELOAD} = "$dir/injector.so";
@@ -88,6 +90,16 @@ sub disarm
 	(undef, undef, undef, @seen{qw(seen injected handles added)}) = unpack($layout, $content);
 	$self->_write((0) x 7);
 	return \%seen;
+}
+
+sub set_clock_forward
+{
+	my ($self, $seconds) = @_;
+
+	$self->{ahead} += $seconds;
+	sysseek($self->{file}, length pack($layout, (0) x 7), 0);
+	syswrite($self->{file}, pack('q', $self->{ahead})) == 8 or die $!;
+	return;
 }
 
 sub DESTROY

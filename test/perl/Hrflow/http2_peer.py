@@ -1,6 +1,6 @@
 """A TLS server that refuses HTTP/2, in the way that its first argument names.
 
-    http2_peer.py goaway|refuse|alternate|close|long|leave|linger|stray CERTIFICATE KEY LOG
+    http2_peer.py WAY CERTIFICATE KEY LOG
 
 With "linger" it offers only HTTP/1.1, and answers one request on each connection,
 which says that the connection is closed.  But it neither closes it nor notices
@@ -10,8 +10,10 @@ sends another one that nobody requested.
 Otherwise it offers HTTP/2 and HTTP/1.1.  Over HTTP/1.1 it answers every request.  Over
 HTTP/2 it answers them too, but
 
+    answer   answers every request
     goaway   ends every connection at its first request, with GOAWAY and the
              error HTTP_1_1_REQUIRED
+    require  answers every request with RST_STREAM and the error HTTP_1_1_REQUIRED
     refuse   answers the first request of every other connection with RST_STREAM
              and the error REFUSED_STREAM
     alternate
@@ -23,8 +25,9 @@ HTTP/2 it answers them too, but
 
 It prints its port, appends "h2", "http/1.1" or "none" to LOG for every connection,
 "request" for every request and "stray" for every reply that nobody requested, "left"
-for every connection that it closed after a reply, each with the time in seconds, and
-ends when its input does.
+for every connection that it closed after a reply, each with the time in seconds.  Each
+line of its input is another way, which it prints and then follows, also on connections
+that are open.  It ends when its input does.
 """
 import itertools
 import os
@@ -106,9 +109,9 @@ def serve_http2(connection, number):
                 connection.sendall(frame(
                     GOAWAY, 0, 0, struct.pack(">II", 0, HTTP_1_1_REQUIRED)))
                 return
-            if refuses:
-                connection.sendall(frame(
-                    RST_STREAM, 0, stream, struct.pack(">I", REFUSED_STREAM)))
+            if refuses or how == "require":
+                connection.sendall(frame(RST_STREAM, 0, stream, struct.pack(
+                    ">I", REFUSED_STREAM if refuses else HTTP_1_1_REQUIRED)))
                 refuses = False
                 continue
             connection.sendall(
@@ -171,5 +174,7 @@ context.set_alpn_protocols(["http/1.1"] if how in ("linger", "stray") else ["h2"
 listener = socket.create_server(("127.0.0.1", 0), backlog=512)
 threading.Thread(target=accept, daemon=True).start()
 print(listener.getsockname()[1], flush=True)
-sys.stdin.read()
+for line in sys.stdin:
+    how = line.strip()
+    print(how, flush=True)
 os._exit(0)

@@ -28,7 +28,8 @@
  *
  * Inflations: the N-th inflate() in the extension fails for lack of memory.
  *
- * It also counts libcurl's easy handles, and those added to a multi handle.
+ * It also counts libcurl's easy handles, and those added to a multi handle, and
+ * can set the monotonic clock of the extension forward, in all processes.
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -42,6 +43,7 @@
 #include <sys/epoll.h>
 #include <sys/mman.h>
 #include <sys/types.h>
+#include <time.h>
 #include <unistd.h>
 
 enum
@@ -72,6 +74,7 @@ static volatile struct
 	int64_t		injected;
 	int64_t		handles;		/* easy handles created minus those cleaned up */
 	int64_t		added;			/* easy handles added to a multi handle minus those removed */
+	int64_t		ahead;			/* seconds by which to set the clock forward */
 }		   *order;
 
 extern void *__libc_malloc(size_t size);
@@ -144,18 +147,25 @@ find_extension(struct dl_phdr_info *info, size_t size, void *arg)
 }
 
 /*
+ * Was this called from the extension?
+ */
+static int
+is_in_extension(void *caller)
+{
+	uintptr_t	address = (uintptr_t) caller;
+
+	if (extension_end == 0)
+		dl_iterate_phdr(find_extension, NULL);
+	return address >= extension_start && address < extension_end;
+}
+
+/*
  * Was this called from the extension, in the process that is watched?
  */
 static int
 is_extension(void *caller)
 {
-	uintptr_t	address = (uintptr_t) caller;
-
-	if (!is_ordered())
-		return 0;
-	if (extension_end == 0)
-		dl_iterate_phdr(find_extension, NULL);
-	return address >= extension_start && address < extension_end;
+	return is_ordered() && is_in_extension(caller);
 }
 
 /*
@@ -324,4 +334,25 @@ epoll_wait(int epoll, struct epoll_event *events, int max, int timeout)
 		kill(getpid(), SIGINT);
 	n = epoll_pwait(epoll, events, max, timeout, NULL);
 	return n > 0 && timeout >= 0 && is_to_fail(WAITS) ? -1 : n;
+}
+
+/*
+ * ------------------------------------------------------------------------
+ * The clock
+ * ------------------------------------------------------------------------
+ */
+
+int
+clock_gettime(clockid_t clock, struct timespec *now)
+{
+	static int	(*real) (clockid_t, struct timespec *);
+	int			result;
+
+	if (real == NULL)
+		real = dlsym(RTLD_NEXT, "clock_gettime");
+	result = real(clock, now);
+	if (clock == CLOCK_MONOTONIC && order != NULL && order->ahead != 0 &&
+		is_in_extension(__builtin_return_address(0)))
+		now->tv_sec += order->ahead;
+	return result;
 }
