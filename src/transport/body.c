@@ -155,13 +155,12 @@ hrflow_body_on_data(char *data, size_t one, size_t length, void *arg)
  * Evaluate the HTTP version in a reply's status line.  Returns false if the
  * reply cannot be attributed to this request.
  *
- * If HTTP/2 was offered, remember the version that the origin uses.  If the
- * version of an origin is unknown, and a request that failed over HTTP/2 gets
- * a reply when it is resent over HTTP/1.1, use only HTTP/1.1 with the origin
- * for some time.  The request may have been resent by us or by libcurl, since
- * libcurl falls back to HTTP/1.1 by itself in some cases
- * (071_http2_refused.pl).  Also use only HTTP/1.1 if libcurl has mixed up an
- * origin's replies.
+ * If HTTP/2 was offered, remember the version that the origin uses.  If a
+ * request that failed over HTTP/2 gets a reply when it is resent over
+ * HTTP/1.1, use only HTTP/1.1 with the origin for some time.  The request may
+ * have been resent by us or by libcurl, since libcurl falls back to HTTP/1.1
+ * by itself in some cases (071_http2_refused.pl).  Also use only HTTP/1.1 if
+ * libcurl has mixed up an origin's replies.
  */
 static bool
 note_protocol(HrflowTransfer *transfer, char version)
@@ -172,7 +171,7 @@ note_protocol(HrflowTransfer *transfer, char version)
 	hrflow_poller_note_version(transfer->attempt.socket, version);
 	if (!transfer->attempt.offers_http2 && !transfer->avoids_http2)
 		return is_ours;
-	refuses = hrflow_origin_protocol(transfer->url) == HRFLOW_PROTOCOL_UNKNOWN &&
+	refuses = hrflow_origin_protocol(transfer->url) != HRFLOW_HTTP_1_1 &&
 		(transfer->avoids_http2 || transfer->attempt.nsent > 1);
 	if (version == '2')
 		hrflow_origin_note(transfer->url, HRFLOW_HTTP_2);

@@ -114,6 +114,18 @@ foreach my $how ('goaway', 'require', 'close')
 	refuse_for_a_while($how, Hrflow::Http2Peer->new($how, $api));
 }
 
+# A server that is known to use HTTP/2 may begin to refuse it.
+foreach my $how ('goaway', 'require', 'close')
+{
+	my $peer = Hrflow::Http2Peer->new('answer', $api);
+	my $name = "$how, after HTTP/2 has worked";
+
+	batch($peer, 1, '', '');
+	is($peer->count('http/1.1'), 0, "$name: a server is known to use HTTP/2");
+	$peer->follow($how);
+	refuse_for_a_while($name, $peer);
+}
+
 # A server that ends a connection because of a long URL, as nginx and haproxy do: the other
 # requests on that connection would be lost as well.  Long URLs are sent over HTTP/1.1, where
 # the server can refuse only them.
