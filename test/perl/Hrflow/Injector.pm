@@ -9,12 +9,18 @@
 #                                       'waits', 'actions', 'additions': the third
 #                                       wait, action on a socket or addition of a
 #                                       request fails;
-#                                       'inflations': the third inflate() fails
+#                                       'inflations': the third inflate() fails;
+#                                       'terminations': the backend is terminated at
+#                                       the third wait
+#   $injector->arm($pid, 'wakeups', 3, 1)   likewise, and while the backend has no
+#                                       request in flight, its clock is set forward
+#                                       instead of waiting
 #   my $seen = $injector->disarm        a hash with the number of events seen,
 #                                       failures injected, and libcurl handles
 #                                       created and added since
 #   $injector->set_clock_forward($seconds)  the monotonic clock that the extension
 #                                       sees, in all backends
+#   $injector->ahead            seconds by which this clock is ahead
 package Hrflow::Injector;
 
 use strict;
@@ -22,7 +28,8 @@ use warnings FATAL => 'all';
 use File::Basename          qw(dirname);
 use PostgreSQL::Test::Utils ();
 
-my $layout = 'l l q q q q q';
+my $layout = 'l l q q q q q q';
+my $size = length pack($layout, (0) x 8);
 my %whats = (
 	memory => 1,
 	wakeups => 2,
@@ -30,7 +37,8 @@ my %whats = (
 	waits => 4,
 	actions => 5,
 	additions => 6,
-	inflations => 7);
+	inflations => 7,
+	terminations => 8);
 
 sub new
 {
@@ -41,7 +49,7 @@ sub new
 	system('gcc', '-shared', '-fPIC', '-O1', '-fno-optimize-sibling-calls', '-o',
 		"$dir/injector.so", dirname(__FILE__) . '/injector.c', '-ldl') == 0
 	  or die "could not compile the injector";
-	PostgreSQL::Test::Utils::append_to_file($self->{path}, pack("$layout q", (0) x 8));
+	PostgreSQL::Test::Utils::append_to_file($self->{path}, pack("$layout q", (0) x 9));
 	open($self->{file}, '+<', $self->{path}) or die $!;
 	$self->{before} = { map { $_ => $ENV{$_} } qw(LD_PRELOAD HRFLOW_INJECT) };
 	$ENV{LD_PRELOAD} = "$dir/injector.so";
@@ -68,15 +76,15 @@ sub _write
 	my ($self, @fields) = @_;
 
 	sysseek($self->{file}, 0, 0);
-	syswrite($self->{file}, pack($layout, @fields)) == length pack($layout, (0) x 7) or die $!;
+	syswrite($self->{file}, pack($layout, @fields)) == $size or die $!;
 	return;
 }
 
 sub arm
 {
-	my ($self, $pid, $what, $nth) = @_;
+	my ($self, $pid, $what, $nth, $skips) = @_;
 
-	$self->_write($pid, $whats{$what}, $nth, (0) x 4);
+	$self->_write($pid, $whats{$what}, $nth, (0) x 4, $skips // 0);
 	return;
 }
 
@@ -86,19 +94,28 @@ sub disarm
 	my %seen;
 
 	sysseek($self->{file}, 0, 0);
-	sysread($self->{file}, my $content, length pack($layout, (0) x 7));
+	sysread($self->{file}, my $content, $size);
 	(undef, undef, undef, @seen{qw(seen injected handles added)}) = unpack($layout, $content);
-	$self->_write((0) x 7);
+	$self->_write((0) x 8);
 	return \%seen;
+}
+
+sub ahead
+{
+	my ($self) = @_;
+
+	sysseek($self->{file}, $size, 0);
+	sysread($self->{file}, my $ahead, 8) == 8 or die $!;
+	return unpack('q', $ahead) / 1000;
 }
 
 sub set_clock_forward
 {
 	my ($self, $seconds) = @_;
+	my $ahead = $self->ahead + $seconds;
 
-	$self->{ahead} += $seconds;
-	sysseek($self->{file}, length pack($layout, (0) x 7), 0);
-	syswrite($self->{file}, pack('q', $self->{ahead})) == 8 or die $!;
+	sysseek($self->{file}, $size, 0);
+	syswrite($self->{file}, pack('q', $ahead * 1000)) == 8 or die $!;
 	return;
 }
 

@@ -17,6 +17,8 @@
  * Wakeups: the N-th epoll_wait(), in PostgreSQL or the extension, begins with a
  * SIGINT, which cancels the statement.
  *
+ * Terminations: likewise with a SIGTERM, which terminates the backend.
+ *
  * Waits: the N-th epoll_wait() with a timeout, in PostgreSQL or the extension,
  * that finds a descriptor ready fails, without reporting it.  While a backend
  * waits for a command, it has no timeout.
@@ -29,7 +31,9 @@
  * Inflations: the N-th inflate() in the extension fails for lack of memory.
  *
  * It also counts libcurl's easy handles, and those added to a multi handle, and
- * can set the monotonic clock of the extension forward, in all processes.
+ * can set the monotonic clock of the extension forward, in all processes.  If
+ * told to, it does so instead of letting the watched process wait while it has
+ * no request in flight.
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -54,7 +58,8 @@ enum
 	WAITS,
 	ACTIONS,
 	ADDITIONS,
-	INFLATIONS
+	INFLATIONS,
+	TERMINATIONS
 };
 
 /* Results of libcurl's multi interface */
@@ -74,7 +79,8 @@ static volatile struct
 	int64_t		injected;
 	int64_t		handles;		/* easy handles created minus those cleaned up */
 	int64_t		added;			/* easy handles added to a multi handle minus those removed */
-	int64_t		ahead;			/* seconds by which to set the clock forward */
+	int64_t		skips;			/* 1: do not wait while no request is in flight */
+	int64_t		ahead;			/* milliseconds by which the clock is set forward */
 }		   *order;
 
 extern void *__libc_malloc(size_t size);
@@ -328,11 +334,16 @@ inflate(void *stream, int flush)
 int
 epoll_wait(int epoll, struct epoll_event *events, int max, int timeout)
 {
+	int			skips = is_ordered() && order->skips && order->added == 0 && timeout > 0;
 	int			n;
 
 	if (is_to_fail(WAKEUPS))
 		kill(getpid(), SIGINT);
-	n = epoll_pwait(epoll, events, max, timeout, NULL);
+	if (is_to_fail(TERMINATIONS))
+		kill(getpid(), SIGTERM);
+	n = epoll_pwait(epoll, events, max, skips ? 0 : timeout, NULL);
+	if (n == 0 && skips)
+		order->ahead += timeout;
 	return n > 0 && timeout >= 0 && is_to_fail(WAITS) ? -1 : n;
 }
 
@@ -353,6 +364,11 @@ clock_gettime(clockid_t clock, struct timespec *now)
 	result = real(clock, now);
 	if (clock == CLOCK_MONOTONIC && order != NULL && order->ahead != 0 &&
 		is_in_extension(__builtin_return_address(0)))
-		now->tv_sec += order->ahead;
+	{
+		now->tv_sec += order->ahead / 1000;
+		now->tv_nsec += order->ahead % 1000 * 1000000;
+		now->tv_sec += now->tv_nsec / 1000000000;
+		now->tv_nsec %= 1000000000;
+	}
 	return result;
 }
