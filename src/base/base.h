@@ -305,6 +305,8 @@ extern char *hrflow_text_show_utf8(const char *text, size_t length);
 
 /* in url.c */
 extern const char *hrflow_url_parse(const char *url, HrflowUrl *parsed);
+extern const char *hrflow_url_bad_base(const char *value);
+extern const char *hrflow_url_bad_proxy(const char *value);
 
 /* in link.c */
 extern const char *hrflow_link_bad_hosts(const char *hosts);

@@ -222,81 +222,18 @@ check_ca_file(char **newval, void **extra, GucSource source)
 	return check_file("hrflow_embed.ca_file", *newval);
 }
 
-/*
- * Check a value for hrflow_embed.base_url.  Returns NULL, or a sentence that
- * describes the problem, to be translated by the caller.
- */
-static const char *
-bad_base_url(const char *value)
-{
-	HrflowUrl	url;
-	const char *why = hrflow_url_parse(value, &url);
-
-	if (why != NULL)
-		return why;
-	if (!url.https && !url.loopback)
-		return gettext_noop("The value does not begin with \"https://\" (\"http://\" is for loopback addresses only).");
-	if (strpbrk(url.path, "?#") != NULL)
-		return gettext_noop("The value has a query or a fragment.");
-	if (strlen(value) > 1024)
-		return gettext_noop("The value is too long.");
-	return NULL;
-}
-
 static bool
 check_base_url(char **newval, void **extra, GucSource source)
 {
-	const char *why = bad_base_url(*newval);
+	const char *why = hrflow_url_bad_base(*newval);
 
 	return why == NULL || refuse_value("hrflow_embed.base_url", why);
-}
-
-/*
- * Check a value for hrflow_embed.proxy.  Returns NULL, or a sentence that
- * describes the problem, to be translated by the caller.  The host and port
- * must be valid, because libcurl's message about a proxy that it cannot parse
- * quotes the whole value, including the password.
- */
-static const char *
-bad_proxy(const char *value)
-{
-	static const char *const schemes[] = {"http://", "https://", "socks5h://"};
-	HrflowUrl	url;
-
-	if (*value == '\0')
-		return NULL;
-	for (int i = 0; i < lengthof(schemes); i++)
-	{
-		int			length = strlen(schemes[i]);
-		const char *host = value + length;
-		const char *why;
-		char	   *copy;
-
-		if (pg_strncasecmp(value, schemes[i], length) != 0)
-			continue;
-		if (strlen(value) > 1024)
-			return gettext_noop("The value is too long.");
-		if (host[strcspn(host, "@/?#")] == '@')
-			host += strcspn(host, "@") + 1;
-		copy = psprintf("http://%s", host);
-		why = hrflow_url_parse(copy, &url);
-		if (why == NULL && url.path[0] != '\0' && strcmp(url.path, "/") != 0)
-			why = gettext_noop("The value has a path, a query or a fragment.");
-		for (const char *p = value; *p && why == NULL; p++)
-		{
-			if (*p <= ' ' || *p > '~')
-				why = gettext_noop("The value has a character that must be percent-encoded.");
-		}
-		pfree(copy);
-		return why;
-	}
-	return gettext_noop("The value does not begin with \"http://\", \"https://\" or \"socks5h://\".");
 }
 
 static bool
 check_proxy(char **newval, void **extra, GucSource source)
 {
-	const char *why = bad_proxy(*newval);
+	const char *why = hrflow_url_bad_proxy(*newval);
 
 	if (why == NULL && in_catalog(source) && strchr(*newval, '@') != NULL)
 		why = gettext_noop("The value contains a user name or a password, which every role could read in the catalogs.");
@@ -776,9 +713,9 @@ hrflow_settings_get(bool need_key)
 		(!need_key || strcmp(current->settings.api_key, key) == 0))
 		return hrflow_settings_pin(&current->settings);
 
-	check_at_use("hrflow_embed.base_url", bad_base_url(base_url));
+	check_at_use("hrflow_embed.base_url", hrflow_url_bad_base(base_url));
 	check_at_use("hrflow_embed.api_user", hrflow_key_problem(api_user));
-	check_at_use("hrflow_embed.proxy", bad_proxy(proxy));
+	check_at_use("hrflow_embed.proxy", hrflow_url_bad_proxy(proxy));
 	check_at_use("hrflow_embed.link_hosts", hrflow_link_bad_hosts(link_hosts));
 
 	copy = take_copy(key);

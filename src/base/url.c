@@ -1,9 +1,9 @@
 /*-------------------------------------------------------------------------
  *
  * url.c
- *		Parses URLs.
+ *		Parses URLs, and checks those that are values of settings.
  *
- * hrflow_url_parse() is pure: its result depends on its argument alone.
+ * These functions are pure: their results depend on their arguments alone.
  *
  *-------------------------------------------------------------------------
  */
@@ -171,4 +171,67 @@ hrflow_url_parse(const char *url, HrflowUrl *parsed)
 	parsed->path = p;
 	parsed->loopback = is_loopback(parsed->host, parsed->host_length);
 	return NULL;
+}
+
+/*
+ * Check a value for hrflow_embed.base_url.  Returns NULL, or a sentence that
+ * describes the problem, to be translated by the caller.
+ */
+const char *
+hrflow_url_bad_base(const char *value)
+{
+	HrflowUrl	url;
+	const char *why = hrflow_url_parse(value, &url);
+
+	if (why != NULL)
+		return why;
+	if (!url.https && !url.loopback)
+		return gettext_noop("The value does not begin with \"https://\" (\"http://\" is for loopback addresses only).");
+	if (strpbrk(url.path, "?#") != NULL)
+		return gettext_noop("The value has a query or a fragment.");
+	if (strlen(value) > 1024)
+		return gettext_noop("The value is too long.");
+	return NULL;
+}
+
+/*
+ * Check a value for hrflow_embed.proxy.  Returns NULL, or a sentence that
+ * describes the problem, to be translated by the caller.  The host and port
+ * must be valid, because libcurl's message about a proxy that it cannot parse
+ * quotes the whole value, including the password.
+ */
+const char *
+hrflow_url_bad_proxy(const char *value)
+{
+	static const char *const schemes[] = {"http://", "https://", "socks5h://"};
+	HrflowUrl	url;
+
+	if (*value == '\0')
+		return NULL;
+	for (int i = 0; i < lengthof(schemes); i++)
+	{
+		int			length = strlen(schemes[i]);
+		const char *host = value + length;
+		const char *why;
+		char	   *copy;
+
+		if (pg_strncasecmp(value, schemes[i], length) != 0)
+			continue;
+		if (strlen(value) > 1024)
+			return gettext_noop("The value is too long.");
+		if (host[strcspn(host, "@/?#")] == '@')
+			host += strcspn(host, "@") + 1;
+		copy = psprintf("http://%s", host);
+		why = hrflow_url_parse(copy, &url);
+		if (why == NULL && url.path[0] != '\0' && strcmp(url.path, "/") != 0)
+			why = gettext_noop("The value has a path, a query or a fragment.");
+		for (const char *p = value; *p && why == NULL; p++)
+		{
+			if (*p <= ' ' || *p > '~')
+				why = gettext_noop("The value has a character that must be percent-encoded.");
+		}
+		pfree(copy);
+		return why;
+	}
+	return gettext_noop("The value does not begin with \"http://\", \"https://\" or \"socks5h://\".");
 }
