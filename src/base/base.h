@@ -281,6 +281,7 @@ extern const HrflowSettings *hrflow_settings_get(bool need_key);
 extern const HrflowSettings *hrflow_settings_pin(const HrflowSettings *settings);
 extern HrflowSettings *hrflow_settings_copy(const HrflowSettings *settings);
 extern bool hrflow_settings_read_ahead(void);
+extern int	hrflow_settings_max_erased(void);
 
 /* in refused.c */
 extern void hrflow_refused_begin(void);

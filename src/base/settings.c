@@ -82,6 +82,7 @@ static int	max_response_size = 4096;
 static int	vector_dimension = 0;
 static bool allow_in_shard_queries = false;
 static bool read_ahead = true;
+static int	max_erased_percent = 5;
 static int	http_version = HRFLOW_HTTP_AUTO;
 
 /*
@@ -520,6 +521,13 @@ hrflow_settings_define(void)
 							 PGC_USERSET, 0,
 							 NULL, NULL, NULL);
 
+	DefineCustomIntVariable("hrflow_embed.max_erased_percent",
+							"Sets the percentage of a store's profiles that may lose vectors within 24 hours without being deleted.",
+							"However low it is, 20 profiles may lose vectors.",
+							&max_erased_percent, 5, 0, 100,
+							PGC_USERSET, 0,
+							NULL, NULL, NULL);
+
 	MarkGUCPrefixReserved("hrflow_embed");
 	hrflow_refused_find();
 
@@ -733,4 +741,13 @@ bool
 hrflow_settings_read_ahead(void)
 {
 	return read_ahead;
+}
+
+/*
+ * Return hrflow_embed.max_erased_percent.
+ */
+int
+hrflow_settings_max_erased(void)
+{
+	return max_erased_percent;
 }

@@ -376,7 +376,8 @@ warn_of_unwanted(const HrflowStore *store, int64 nput, int64 nkept)
 							   "store %s keeps the vectors of " INT64_FORMAT " profiles that are in no table that feeds it",
 							   nkept, store->vectors_name, nkept),
 				 store->has_erased_at ?
-				 errdetail("At most 5%% of the profiles of a store or 20 profiles, whichever is greater, are put aside in this way within 24 hours.") :
+				 errdetail("At most %d%% of the profiles of a store or 20 profiles, whichever is greater, are put aside in this way within 24 hours (\"hrflow_embed.max_erased_percent\").",
+						   hrflow_settings_max_erased()) :
 				 errdetail("The table of profiles has no column \"erased_at\", so it is not known how many profiles have lost vectors within the last 24 hours."),
 				 errhint_plural("If a table contains this profile, call hrflow_track_table() for that table.  Otherwise, erase it with hrflow_untrack().",
 								"If a table contains these profiles, call hrflow_track_table() for that table.  Otherwise, erase them with hrflow_untrack().",

@@ -24,8 +24,6 @@
  */
 #include "postgres.h"
 
-#include <math.h>
-
 #include "catalog/pg_class.h"
 #include "catalog/pg_type.h"
 #include "miscadmin.h"
@@ -219,23 +217,34 @@ static const char count_recorded_sql[] =
 " AND n.erased_at > clock_timestamp() - interval '24 hours'";
 
 /*
- * Statement that counts the profiles that may have vectors: profiles that have
- * been refreshed, and are neither gone nor unwanted.  It stops counting at $1.
+ * Statement that counts the profiles that may have vectors, or had vectors 24
+ * hours ago: profiles that have been refreshed, and are neither gone nor
+ * unwanted.  %s excepts those that lost their vectors within the last 24 hours:
+ * otherwise the limit would fall with each profile that it permits.  It stops
+ * counting at $1.
  */
 static const char count_refreshed_sql[] =
 "SELECT count(*) FROM (SELECT FROM %P AS p"
 " WHERE p.refreshed_at IS NOT NULL"
-" AND (p.state IN ('gone', 'unwanted')) IS NOT TRUE LIMIT $1) AS r";
+" AND (p.state IN ('gone', 'unwanted')%s) IS NOT TRUE LIMIT $1) AS r";
+
+static const char not_today_sql[] =
+" AND (p.erased_at > clock_timestamp() - interval '24 hours') IS NOT TRUE";
 
 /*
- * Maximum number of profiles of a store that may lose more than half of the
- * vectors of a section within 24 hours without being deleted or untracked by a
- * user: the fraction MAX_ERASED_PART of the profiles, or MAX_ERASED_FREE
- * profiles, whichever is greater.  If more profiles seem to have lost vectors,
- * a wrong address, key or source is a more likely cause.
+ * Number of profiles of a store that may lose more than half of the vectors of
+ * a section within 24 hours without being deleted or untracked by a user.  If
+ * hrflow_embed.max_erased_percent of the store's profiles are more, so many
+ * may.  If more profiles seem to have lost vectors, a wrong address, key or
+ * source is a more likely cause.
  */
-#define MAX_ERASED_PART 0.05
 #define MAX_ERASED_FREE 20
+
+/*
+ * Warn if a transaction has deleted more than this percentage of a store's
+ * profiles, and more than MAX_ERASED_FREE profiles.
+ */
+#define MANY_DELETED_PERCENT 5
 
 /*
  * Number of attempts to acquire the lock that serializes decisions about this
@@ -323,22 +332,25 @@ find_orphans(const HrflowStore *store)
 
 /*
  * Count the profiles that may have vectors, as far as is necessary to find out
- * whether MAX_ERASED_PART of them is at least "n".  Does nothing if
+ * whether "percent" of them, at least 1, is at least "n".  Does nothing if
  * *refreshed, the result of an earlier call, is sufficient.  A run calls this
  * in many of its transactions, so each scan counts at least twice as many
  * profiles as the one before.
  */
 static void
-count_refreshed(const HrflowStore *store, int64 n, HrflowRefreshed *refreshed)
+count_refreshed(const HrflowStore *store, int64 n, int percent,
+				HrflowRefreshed *refreshed)
 {
 	HrflowParameters parameters = {0};
-	int64		enough = ceil(n / MAX_ERASED_PART);
+	int64		enough = (n * 100 + percent - 1) / percent;
 
 	if (refreshed->is_total || refreshed->n >= enough)
 		return;
 	enough = Max(enough, 2 * refreshed->n);
 	hrflow_store_add(&parameters, INT8OID, Int64GetDatum(enough));
-	hrflow_store_execute_latest(hrflow_store_sql(store, count_refreshed_sql),
+	hrflow_store_execute_latest(hrflow_store_sql(store, count_refreshed_sql,
+												 store->has_erased_at ?
+												 not_today_sql : ""),
 								&parameters);
 	refreshed->n = DatumGetInt64(hrflow_store_datum(0, 1));
 	refreshed->is_total = refreshed->n < enough;
@@ -356,14 +368,15 @@ warn_of_many_deleted(const HrflowStore *store, int64 n)
 
 	if (n <= MAX_ERASED_FREE)
 		return;
-	count_refreshed(store, n, &refreshed);
-	if (n <= MAX_ERASED_PART * (n + refreshed.n))
+	count_refreshed(store, n, MANY_DELETED_PERCENT, &refreshed);
+	if (n * 100 <= MANY_DELETED_PERCENT * (n + refreshed.n))
 		return;
 	ereport(WARNING,
 			(errmsg_plural("erased " INT64_FORMAT " profile and its vectors from store %s because rows were deleted or their keys were changed",
 						   "erased " INT64_FORMAT " profiles and their vectors from store %s because rows were deleted or their keys were changed",
 						   n, n, store->vectors_name),
-			 errdetail("More than 5%% of the profiles of the store or 20 profiles, whichever is greater, are no longer in any table that feeds it."),
+			 errdetail("More than %d%% of the profiles of the store or %d profiles, whichever is greater, are no longer in any table that feeds it.",
+					   MANY_DELETED_PERCENT, MAX_ERASED_FREE),
 			 errhint("To reload a table without erasing vectors, delete and insert its rows in a single transaction.")));
 }
 
@@ -482,7 +495,7 @@ lock_limit(const HrflowStore *store)
 
 /*
  * Return the number of further profiles that may lose vectors within the
- * limit, see MAX_ERASED_PART, or any number of at least "wanted" if so many
+ * limit, see MAX_ERASED_FREE, or any number of at least "wanted" if so many
  * may lose vectors.  All profiles that hrflow_erase_count() counts are
  * subtracted, no matter in which run they lost vectors.  Returns 0 if their
  * number is not known, or if vectors cannot be put aside, and
@@ -499,6 +512,7 @@ int64
 hrflow_erase_allowance(const HrflowStore *store, int64 wanted,
 					   HrflowRefreshed *refreshed)
 {
+	int			percent = hrflow_settings_max_erased();
 	int64		nerased;
 	int64		most;
 	Oid			aside;
@@ -512,9 +526,9 @@ hrflow_erase_allowance(const HrflowStore *store, int64 wanted,
 	if (!lock_limit(store))
 		return HRFLOW_ERASE_UNDECIDED;
 	nerased = hrflow_erase_count(store);
-	if (wanted + nerased > MAX_ERASED_FREE)
-		count_refreshed(store, wanted + nerased, refreshed);
-	most = MAX_ERASED_PART * refreshed->n;
+	if (percent > 0 && wanted + nerased > MAX_ERASED_FREE)
+		count_refreshed(store, wanted + nerased, percent, refreshed);
+	most = percent * refreshed->n / 100;
 	return Max(Max(most, MAX_ERASED_FREE) - nerased, 0);
 }
 

@@ -395,7 +395,8 @@ hrflow_lost_why_kept(const HrflowRun *run)
 		_("The store has no table for vectors that are put aside.") :
 		run->has_no_limit ?
 		_("The table of profiles has no column \"erased_at\", so it is not known how many profiles have lost vectors within the last 24 hours.") :
-		_("At most 5% of the profiles of a store or 20 profiles, whichever is greater, lose vectors in this way within 24 hours.");
+		psprintf(_("At most %d%% of the profiles of a store or 20 profiles, whichever is greater, lose vectors in this way within 24 hours (\"hrflow_embed.max_erased_percent\")."),
+				 hrflow_settings_max_erased());
 }
 
 /*

@@ -105,4 +105,91 @@ $store->age('5 days');
 $store->hasten("state <> 'gone'");
 like($store->call, qr/ 0 not found, 55 gone/, 'another run considers the others');
 
+#
+# hrflow_embed.max_erased_percent.  Each step is the number of profiles that would lose their
+# vectors, of 100, and whether they do.
+#
+my $few = Hrflow::Store->new($node, $api, 'few');
+
+# Profiles of which the table no longer has rows, as the triggers have not noticed
+sub lose_rows
+{
+	my ($first, $last, $percent) = @_;
+
+	$node->safe_psql(
+		'postgres', "SET session_replication_role = replica;
+		DELETE FROM few.candidate WHERE substr(hrflow_id, 7)::int BETWEEN $first AND $last");
+	my (undef, undef, $err) = $node->psql(
+		'postgres', "SET ROLE keeper; SET hrflow_embed.max_erased_percent = $percent;
+		SELECT hrflow_track_table('few.embedding', 'few.candidate', 'hrflow_id',
+			source_id => 'acme', refresh_columns => '{cv}')");
+	return $err;
+}
+
+# Profiles that the API has not known for days
+sub lose_profiles
+{
+	my ($first, $last, $percent) = @_;
+
+	foreach my $table ('embedding', 'embedding_profile')
+	{
+		$few->sql(
+			"UPDATE few.$table SET profile_id = replace(profile_id, 'nurse', 'missing')
+			WHERE profile_id ~ 'nurse' AND substr(profile_id, 7)::int BETWEEN $first AND $last");
+	}
+	$few->sql(
+		"UPDATE few.embedding_profile SET state = 'missing', due_at = now(),
+			failed_at = now() - interval '5 days' WHERE profile_id ~ 'missing' AND state <> 'gone'");
+	return $few->call(undef, settings => { 'hrflow_embed.max_erased_percent' => $percent });
+}
+
+foreach my $case (
+	[ 0, [ 21, 0 ], [ 20, 1 ], [ 1, 0 ] ],
+	[ 5, [ 20, 1 ], [ 1, 0 ] ],
+	[ 50, [ 51, 0 ], [ 30, 1 ], [ 20, 1 ], [ 1, 0 ] ],
+	[ 100, [ 60, 1 ], [ 39, 1 ] ])
+{
+	my ($percent, @steps) = @$case;
+
+	foreach my $way ([ 'unwanted', \&lose_rows ], [ 'gone', \&lose_profiles ])
+	{
+		my ($state, $lose) = @$way;
+		my ($next, $nput) = (1, 0);
+
+		foreach my $step (@steps)
+		{
+			my ($count, $is_put) = @$step;
+
+			if ($next == 1 || !$nput)
+			{
+				$few->track("SELECT 'nurse-' || i FROM generate_series(1, 100) i");
+				$few->sql(
+					"TRUNCATE few.embedding_aside;
+					UPDATE few.embedding_profile SET state = 'ok', refreshed_at = now(),
+						sections = '{profile,skills}', due_at = now() + interval '1 day';
+					INSERT INTO few.embedding
+						SELECT source_id, profile_id, 'profile', 0, '{1, 2, 3, 4}', now()
+						FROM few.embedding_profile");
+				$next = 1;
+			}
+			my $warnings = $lose->($next, $next + $count - 1, $percent);
+			$next += $count;
+			$nput += $count if $is_put;
+			is( $few->sql("SELECT count(*) FROM few.embedding"),
+				100 - $nput,
+				"$nput of 100 profiles lose vectors when $count more are $state, at $percent %");
+			like(
+				$warnings,
+				$is_put
+				? qr/^(?!.*At most)/s
+				: qr/DETAIL:.*At most $percent% of .*"hrflow_embed\.max_erased_percent"/,
+				"a WARNING has the limit if too many are $state, $nput of $percent % at most");
+		}
+	}
+}
+like(
+	$node->error_of(q{LOAD 'hrflow_embed'; SET hrflow_embed.max_erased_percent = 101}),
+	qr/22023: 101 is outside the valid range/,
+	'more than all profiles cannot be erased');
+
 done_testing;
