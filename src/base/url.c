@@ -222,7 +222,11 @@ hrflow_url_bad_proxy(const char *value)
 		if (host[strcspn(host, "@/?#")] == '@')
 			host += strcspn(host, "@") + 1;
 		copy = psprintf("http://%s", host);
-		why = hrflow_url_parse(copy, &url);
+
+		/* A user or password with one of these characters leaves an "@". */
+		why = strchr(host, '@') != NULL ?
+			gettext_noop("The value has a character that must be percent-encoded.") :
+			hrflow_url_parse(copy, &url);
 		if (why == NULL && url.path[0] != '\0' && strcmp(url.path, "/") != 0)
 			why = gettext_noop("The value has a path, a query or a fragment.");
 		for (const char *p = value; *p && why == NULL; p++)

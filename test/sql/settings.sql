@@ -113,6 +113,8 @@ SELECT hrflow_profile_embedding('acme', 'nurse-1'); -- error
 SET hrflow_embed.proxy = 'http://user:s3cret/pw@proxy.example.com:3128'; -- error
 SET hrflow_embed.proxy = 'http://user:s3cret@proxy.example.com:99999'; -- error
 SET hrflow_embed.proxy = 'http://user:s3 cret@proxy.example.com:3128'; -- error
+SET hrflow_embed.proxy = 'http://user:s3cr@t@proxy.example.com:3128'; -- error
+SET hrflow_embed.proxy = 'http://user:s3cr?t@proxy.example.com:3128'; -- error
 SET hrflow_embed.proxy = 'http://user:s3cret@proxy.example.com:3128/path'; -- error
 SET hrflow_embed.proxy = 'ftp://proxy.example.com'; -- error
 SET hrflow_embed.proxy = 'socks5h://user:s3cret@proxy.example.com:1080';
