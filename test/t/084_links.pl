@@ -119,7 +119,7 @@ $store->track(
 $printed = $store->call(q{fields => '{"profil": 1}'});
 like(
 	$printed,
-	qr/stopped: all profiles failed in the same way; .*\nDETAIL: .*no profile.*\nHINT: .*"fields"/,
+	qr/stopped: all profiles failed in the same way; .*\nDETAIL: .*Stopping the run.*\nHINT: .*"fields"/,
 	'a run stops because of wrong fields although some profiles are unknown');
 is($store->profiles('attempts', "profile_id ~ 'nurse'"),
 	'0', 'no attempt is counted because of wrong fields');
