@@ -525,6 +525,8 @@ hrflow_erase_allowance(const HrflowStore *store, int64 wanted,
 		return 0;
 	if (!lock_limit(store))
 		return HRFLOW_ERASE_UNDECIDED;
+	if (percent == 100)
+		return Max(wanted, 0);
 	nerased = hrflow_erase_count(store);
 	if (percent > 0 && wanted + nerased > MAX_ERASED_FREE)
 		count_refreshed(store, wanted + nerased, percent, refreshed);

@@ -336,7 +336,8 @@ set_version(HrflowTransfer *transfer)
 
 	if (may_offer_http2(transfer))
 		protocol = hrflow_origin_choose(transfer->url, transfer->reply.attempts <
-										transfer->transport->settings->max_attempts);
+										transfer->transport->settings->max_attempts &&
+										may_be_resent(transfer));
 	transfer->attempt.offers_http2 = protocol != HRFLOW_HTTP_1_1_ONLY;
 	transfer->attempt.may_wait = transfer->attempt.offers_http2 &&
 		protocol != HRFLOW_HTTP_1_1;

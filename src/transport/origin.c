@@ -12,8 +12,9 @@
  *
  * An origin that does not answer over HTTP/2 gets only HTTP/1.1 requests from
  * then on.  But its HTTP/2 connections may have been lost for another reason,
- * for example because it was restarted.  Therefore, after each RETRY_INTERVAL,
- * one request offers HTTP/2 again.
+ * for example because it was restarted.  Therefore, after FIRST_INTERVAL if
+ * the origin used HTTP/2 before, and after each RETRY_INTERVAL, one request
+ * offers HTTP/2 again.
  *
  * Backends share this information if shared memory is available: see shared.c.
  * Each entry is a single atomic number that combines 30 bits of the hash of
@@ -32,6 +33,12 @@
  * used because requests over HTTP/2 were lost, in seconds.
  */
 #define RETRY_INTERVAL 600
+
+/*
+ * The same for the first time if the origin is known to have used HTTP/2
+ * before.  It has then probably been restarted, which takes about this long.
+ */
+#define FIRST_INTERVAL 10
 
 /* Bits of an entry, above those for the version. */
 #define TIME_SHIFT 2
@@ -128,8 +135,8 @@ hrflow_origin_protocol(const char *url)
  * HTTP/2.  This is the version of its origin, except that if it is time to
  * offer HTTP/2 again, it is HRFLOW_HTTP_1_1 for one request of all backends,
  * which then offers HTTP/2, but does not wait for another's connection.
- * "may_fail" tells whether the request may be that one, because it will be
- * retried if it fails.
+ * "may_fail" tells whether the request will be retried if it fails.  Only such
+ * a request may be that one, unless there has been none for another interval.
  */
 HrflowProtocol
 hrflow_origin_choose(const char *url, bool may_fail)
@@ -140,10 +147,10 @@ hrflow_origin_choose(const char *url, bool may_fail)
 	HrflowProtocol protocol = protocol_of(old, hash);
 	uint32		now;
 
-	if (protocol != HRFLOW_HTTP_1_1_ONLY || offer_at(old) == 0 || !may_fail)
+	if (protocol != HRFLOW_HTTP_1_1_ONLY || offer_at(old) == 0)
 		return protocol;
 	now = seconds_now();
-	if (now < offer_at(old) ||
+	if (now < offer_at(old) + (may_fail ? 0 : RETRY_INTERVAL) ||
 		!pg_atomic_compare_exchange_u64(entry, &old,
 										pack_entry(hash, protocol,
 												   now + RETRY_INTERVAL)))
@@ -180,9 +187,13 @@ hrflow_origin_note_refusal(const char *url)
 {
 	uint64		hash;
 	pg_atomic_uint64 *entry = find_origin(url, &hash);
+	uint64		old = pg_atomic_read_u64(entry);
+	HrflowProtocol protocol = protocol_of(old, hash);
+	uint32		again = seconds_now() +
+	(protocol == HRFLOW_HTTP_2 ? FIRST_INTERVAL : RETRY_INTERVAL);
 
-	if (protocol_of(pg_atomic_read_u64(entry), hash) != HRFLOW_HTTP_1_1_ONLY)
-		pg_atomic_write_u64(entry,
-							pack_entry(hash, HRFLOW_HTTP_1_1_ONLY,
-									   seconds_now() + RETRY_INTERVAL));
+	if (protocol != HRFLOW_HTTP_1_1_ONLY)
+		(void) pg_atomic_compare_exchange_u64(entry, &old,
+											  pack_entry(hash, HRFLOW_HTTP_1_1_ONLY,
+														 again));
 }

@@ -6,8 +6,8 @@
  * An account is a key at an origin.  Its limit is a token bucket that holds
  * the tokens of one second, but at least one token.  It is represented by the
  * time at which the next request is due (the "generic cell rate algorithm").
- * In any minute at most limit + max(limit / 60, 1) requests are admitted, and
- * there are no boundaries between minutes at which two bursts could meet.
+ * In any minute at most limit + max(limit / 60, 1) - 1 requests are admitted,
+ * and there are no boundaries between minutes at which two bursts could meet.
  *
  * The limit that the server itself imposes is learned from its replies; see
  * allowance.c.
@@ -208,7 +208,8 @@ hrflow_rate_interval(const HrflowSettings *settings, int64 *burst)
 
 /*
  * Return the time between requests at the limit, which must not be 0, in
- * microseconds.  It is rounded up, so that no minute has a request too many.
+ * microseconds.  It is rounded up, so that as many intervals as the limit are
+ * not shorter than a minute.
  */
 static int64
 interval_of(const HrflowBucket *bucket)

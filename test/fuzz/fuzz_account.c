@@ -217,7 +217,7 @@ note_admitted(Account *account, const HrflowAllowance *allowance, bool is_probe)
 	account->kept[account->nkept++] = clock_now;
 	if (account->limit > 0 &&
 		count_since(account->admitted, account->nadmitted, 60 * HRFLOW_SEC) >
-		account->limit + account->limit / 60 + account->ngiven_back)
+		account->limit + Max(account->limit / 60, 1) - 1 + account->ngiven_back)
 		abort();
 
 	/*

@@ -69,12 +69,20 @@ foreach my $case ([ 'goaway', 'ends connections with HTTP_1_1_REQUIRED' ],
 
 # Only the first requests to a server that refuses HTTP/2 pay for that.  After ten minutes,
 # one request finds out whether that has changed.
+# That is also tried after some seconds if the server has used HTTP/2 before.
 sub refuse_for_a_while
 {
-	my ($name, $peer) = @_;
+	my ($name, $peer, $has_used_http2) = @_;
 
 	is(batch($peer, 8, '', ''), 'ok|40', "$name: a batch succeeds when HTTP/2 is refused");
 	cmp_ok($peer->count('h2'), '>=', 1, "$name: the batch tries HTTP/2");
+
+	if ($has_used_http2)
+	{
+		$injector->set_clock_forward(20);
+		is(batch($peer, 8, '', ''), 'ok|40', "$name: a batch some seconds later succeeds");
+		cmp_ok($peer->count('h2'), '>=', 1, "$name: a batch some seconds later tries HTTP/2");
+	}
 
 	$injector->set_clock_forward(500);
 	is(batch($peer, 8, '', $stats),
@@ -97,6 +105,22 @@ sub refuse_for_a_while
 	cmp_ok($nretries, '<=', 6, "$name: only one request of that batch tries HTTP/2");
 	is(batch($peer, 8, '', $stats), "ok|40\n40|0", "$name: the next batch sends each request once");
 	is($peer->count('h2'), 0, "$name: the next batch does not try HTTP/2");
+
+	$injector->set_clock_forward(700);
+	$peer->reset;
+	is( $node->safe_psql(
+			'postgres',
+			"SET hrflow_embed.base_url = '"
+			  . $peer->base_url
+			  . q{'; SET hrflow_embed.max_requests_per_statement = 1;
+			SELECT status FROM hrflow_profile_embeddings('acme', '{p}')}),
+		'ok',
+		"$name: a request after ten minutes that may not be sent again succeeds");
+	is($peer->count('h2'), 0, "$name: that request does not try HTTP/2");
+	$injector->set_clock_forward(600);
+	batch($peer, 8, 'SET hrflow_embed.max_attempts = 1;', '');
+	cmp_ok($peer->count('h2'), '>=', 1,
+		"$name: a batch after twenty minutes tries HTTP/2 although no request is retried");
 
 	$peer->follow('answer');
 	$injector->set_clock_forward(700);
@@ -123,7 +147,7 @@ foreach my $how ('goaway', 'require', 'close')
 	batch($peer, 1, '', '');
 	is($peer->count('http/1.1'), 0, "$name: a server is known to use HTTP/2");
 	$peer->follow($how);
-	refuse_for_a_while($name, $peer);
+	refuse_for_a_while($name, $peer, 1);
 }
 
 # A server that ends a connection because of a long URL, as nginx and haproxy do: the other
