@@ -217,16 +217,18 @@ foreach my $case (
 	sql("DROP TABLE IF EXISTS long; CREATE TABLE long AS SELECT $payload AS payload");
 	my ($printed, $all, $interrupted);
 
-	# A busy machine can delay any interrupt, so measure again if one takes too long.
+	# A busy machine can delay any decoding and any interrupt, so measure again if one takes
+	# too long, and compare the shortest times.
 	foreach my $try (1 .. 5)
 	{
 		my (undef, $out, $err) = $node->psql(
 			'postgres',
 			"\\timing on\n$decode\nSET statement_timeout = '20ms';\n" . "$decode\n" x 3,
 			on_error_stop => 0);
-		($all, undef, my @times) = $out =~ /Time: ([\d.]+) ms/g;
+		my ($whole, undef, @times) = $out =~ /Time: ([\d.]+) ms/g;
 		$printed = "$out$err";
-		$interrupted = min(@times);
+		$all = min(grep { defined } $whole, $all);
+		$interrupted = min(grep { defined } @times, $interrupted);
 		last if $interrupted < $all / 2;
 	}
 	like(
