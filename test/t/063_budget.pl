@@ -68,11 +68,12 @@ is_run(
 	'ok|8', qr/^$/, 3, 'equal elements, which are asked for once');
 
 # A retry would make the failure of the second element final, so the server delays it until
-# the limit has been reached.
+# the limit has been reached.  The first is retried before that, after at most 250 ms.
 is_run(
 	"$limit 5; SET hrflow_embed.max_attempts = 2; SET hrflow_embed.max_concurrency = 1;
 	SELECT status, count(*) FROM hrflow_profile_embeddings('acme',
-		'{\"fault:first=1,status=500\",\"fault:status=500,retry_after=20\",b,c,d}')
+		'{\"fault:first=1,status=500\",\"fault:status=500,retry_after=20\",
+			fault:latency=400,c,d}')
 		GROUP BY 1 ORDER BY 1",
 	"ok|3\nover_budget|2",
 	qr/DETAIL:  The API sent a final reply for 3 of 5 elements/,
