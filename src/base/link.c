@@ -177,7 +177,7 @@ hrflow_link_describe(const char *link)
 	shown = pnstrdup(link, length);
 	at = strrchr(shown, '@');
 	if (at != NULL)
-		memmove(shown + scheme, at + 1, strlen(at));
+		memmove(shown + scheme, at + 1, strlen(at + 1) + 1);
 
 	for (char *p = shown; *p; p++)
 	{
