@@ -426,6 +426,29 @@ COMMENT ON FUNCTION hrflow_drop_store(regclass) IS
 
 REVOKE ALL ON FUNCTION hrflow_drop_store(regclass) FROM PUBLIC;
 
+-- The function creates the store NAME_next, which is fed by the same tables.
+CREATE FUNCTION hrflow_change_model(store regclass, vector_type text DEFAULT NULL)
+RETURNS regclass
+AS 'MODULE_PATHNAME'
+LANGUAGE C VOLATILE CALLED ON NULL INPUT PARALLEL UNSAFE;
+
+COMMENT ON FUNCTION hrflow_change_model(regclass, text) IS
+'create a second store beside a store, for the vectors of another model';
+
+REVOKE ALL ON FUNCTION hrflow_change_model(regclass, text) FROM PUBLIC;
+
+-- The function drops the store, and gives its name to NAME_next, or returns
+-- false if too few profiles have vectors in NAME_next.
+CREATE FUNCTION hrflow_switch_model(store regclass, part double precision DEFAULT 1)
+RETURNS boolean
+AS 'MODULE_PATHNAME'
+LANGUAGE C VOLATILE STRICT PARALLEL UNSAFE;
+
+COMMENT ON FUNCTION hrflow_switch_model(regclass, double precision) IS
+'replace a store by the one that hrflow_change_model() has created, once that is filled';
+
+REVOKE ALL ON FUNCTION hrflow_switch_model(regclass, double precision) FROM PUBLIC;
+
 -- The profiles stay tracked until hrflow_untrack() or hrflow_untrack_batches()
 -- is called, whatever the tables that feed the store contain.
 CREATE FUNCTION hrflow_track(store regclass, source_id text, profile_ids text[])

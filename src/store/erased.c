@@ -40,17 +40,33 @@ static const char *const create_erased_sql[] = {
 };
 
 /*
- * WITH query that records erasures.  The fingerprint is the same as that of
+ * SQL for the fingerprint of the profile in a row.  It is the same as that of
  * hrflow_fingerprint().  It is computed from the bytes in the database
  * encoding, because converting them to another encoding could fail, and that
  * would prevent the erasure.
  */
+#define FINGERPRINT_SQL(row) \
+	"sha256(sha256(convert_to(" row ".source_id, getdatabaseencoding()))" \
+	" || sha256(convert_to(" row ".%I, getdatabaseencoding())))"
+
+/* WITH query that records erasures. */
 static const char note_sql[] =
 ", noted AS (INSERT INTO %R AS n (reason, vectors, put_aside_at, fingerprint)"
-" SELECT (%s)::text, sum(x.n), min(x.put_aside_at),"
-" sha256(sha256(convert_to(x.source_id, getdatabaseencoding()))"
-" || sha256(convert_to(x.%I, getdatabaseencoding())))"
+" SELECT (%s)::text, sum(x.n), min(x.put_aside_at), " FINGERPRINT_SQL("x")
 " FROM (%s) AS x GROUP BY x.source_id, x.%I, (%s)::text)";
+
+/*
+ * Query for the profiles of another store, whose table of profiles is %s, that
+ * this store does not track because hrflow_untrack() has erased them.  It
+ * returns each source with an array of identifiers.
+ */
+static const char find_untracked_sql[] =
+"SELECT p.source_id, array_agg(p.%I) FROM %s AS p"
+" WHERE NOT EXISTS (SELECT FROM %P AS o"
+" WHERE o.source_id = p.source_id AND o.%I = p.%I)"
+" AND EXISTS (SELECT FROM %R AS e WHERE e.reason = 'untrack'"
+" AND e.put_aside_at IS NULL AND e.fingerprint = " FINGERPRINT_SQL("p") ")"
+" GROUP BY p.source_id";
 
 /*
  * Create the table NAME_erased for a store that is being created.  "vectors"
@@ -91,6 +107,38 @@ Oid
 hrflow_erased_find(const HrflowStore *store)
 {
 	return find_record(store, NULL);
+}
+
+/*
+ * Erase from another store what hrflow_untrack() has erased from this one.
+ * Does nothing if this store keeps no record of erasures.
+ */
+void
+hrflow_erased_repeat(const HrflowStore *store, const HrflowStore *other)
+{
+	Oid			record = hrflow_erased_find(store);
+	SPITupleTable *found;
+	uint64		n;
+
+	if (!OidIsValid(record))
+		return;
+	n = hrflow_store_execute_latest(hrflow_store_sql(store, find_untracked_sql,
+													 other->profiles_name,
+													 record), NULL);
+	found = SPI_tuptable;
+	for (uint64 row = 0; row < n; row++)
+	{
+		HrflowParameters key = {0};
+		bool		is_null;
+
+		hrflow_store_add(&key, TEXTOID,
+						 SPI_getbinval(found->vals[row], found->tupdesc, 1,
+									   &is_null));
+		hrflow_store_add(&key, TEXTARRAYOID,
+						 SPI_getbinval(found->vals[row], found->tupdesc, 2,
+									   &is_null));
+		(void) hrflow_erase_profiles(other, &key);
+	}
 }
 
 /*

@@ -192,8 +192,8 @@ hrflow_kind_find(const char *content)
  * Return the name of an identifier without the prefix for the kind, such as
  * "id" for "job_id".
  */
-static const char *
-bare_name(const HrflowKind *kind, const char *identifier)
+const char *
+hrflow_kind_bare_name(const HrflowKind *kind, const char *identifier)
 {
 	int			length = strlen(kind->content);
 
@@ -220,7 +220,7 @@ hrflow_kind_identifier(const HrflowKind *kind, const char *name)
 	initStringInfo(&names);
 	for (int i = 0; i < n; i++)
 	{
-		const char *known = bare_name(kind, kind->identifiers[i]);
+		const char *known = hrflow_kind_bare_name(kind, kind->identifiers[i]);
 
 		if (strcmp(name, known) == 0)
 			return i;

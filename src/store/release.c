@@ -86,13 +86,13 @@ refresh_columns_argument(Relation table, const Bitmapset *columns)
 }
 
 /*
- * Return the statement that tracks a table again, with the arguments of
- * "feeder".  The argument "refresh_columns" lists the members of "columns"
- * that are not content columns.  Throws the errors of
+ * Return the statement that tracks a table for the store "name", with the
+ * arguments of "feeder".  The argument "refresh_columns" lists the members of
+ * "columns" that are not content columns.  Throws the errors of
  * hrflow_columns_check_keys() and hrflow_columns_of_content().
  */
 static char *
-make_track_statement(const HrflowStore *store, Relation table,
+make_track_statement(const char *name, Relation table,
 					 const HrflowFeeder *feeder, Bitmapset *columns,
 					 Oid caller)
 {
@@ -108,10 +108,10 @@ make_track_statement(const HrflowStore *store, Relation table,
 											feeder->args);
 		for (int i = 0; i < list_length(content); i++)
 			columns = bms_del_member(columns, list_nth_int(content, i));
-		return hrflow_store_sql(store, track_content_again_sql,
+		return hrflow_store_sql(NULL, track_content_again_sql,
 								hrflow_catalog_function_name("hrflow_track_table",
 															 caller),
-								store->vectors_name,
+								name,
 								hrflow_store_relation_name(RelationGetRelid(table)),
 								feeder->args[HRFLOW_TRIGGER_PROFILE_COLUMN],
 								make_names(table, content),
@@ -120,10 +120,10 @@ make_track_statement(const HrflowStore *store, Relation table,
 								refresh_columns_argument(table, columns));
 	}
 
-	return hrflow_store_sql(store, track_again_sql,
+	return hrflow_store_sql(NULL, track_again_sql,
 							hrflow_catalog_function_name("hrflow_track_table",
 														 caller),
-							store->vectors_name,
+							name,
 							hrflow_store_relation_name(RelationGetRelid(table)),
 							feeder->args[HRFLOW_TRIGGER_PROFILE_COLUMN],
 							has_column ? "source_column" : "source_id",
@@ -135,28 +135,18 @@ make_track_statement(const HrflowStore *store, Relation table,
 }
 
 /*
- * Drop the trigger on UPDATE of a table that feeds a store, and return the
- * statement that re-creates it.  If there are several such triggers, drop all.
- *
- * Throws 42704 if the table does not feed the store, 55000 if it has no
- * trigger on UPDATE, and the errors of make_track_statement().
+ * Return the statement that tracks a table for the store "name" with the same
+ * arguments with which it is tracked for "store".  "feeders" are the triggers
+ * by which it feeds that store.  Throws 55000 if none of them is a trigger on
+ * UPDATE, and the errors of make_track_statement().
  */
-static char *
-release(const HrflowStore *store, Relation table, Oid caller)
+char *
+hrflow_release_statement(const HrflowStore *store, const char *name,
+						 Relation table, List *feeders, Oid caller)
 {
-	List	   *feeders = hrflow_feeder_find(store,
-											 hrflow_feeder_function(caller),
-											 RelationGetRelid(table),
-											 AccessExclusiveLock);
 	const HrflowFeeder *on_update = NULL;
-	char	   *statement;
 	ListCell   *cell;
 
-	if (feeders == NIL)
-		ereport(ERROR,
-				(errcode(ERRCODE_UNDEFINED_OBJECT),
-				 errmsg("table \"%s\" does not feed store %s",
-						RelationGetRelationName(table), store->vectors_name)));
 	foreach(cell, feeders)
 	{
 		const HrflowFeeder *feeder = lfirst(cell);
@@ -170,8 +160,34 @@ release(const HrflowStore *store, Relation table, Oid caller)
 				 errmsg("table \"%s\" has no trigger on UPDATE that feeds store %s",
 						RelationGetRelationName(table), store->vectors_name),
 				 errhint("To create the trigger on UPDATE again, call hrflow_track_table() with the arguments with which the table was tracked.")));
-	statement = make_track_statement(store, table, on_update,
-									 hrflow_columns_watched(feeders), caller);
+	return make_track_statement(name, table, on_update,
+								hrflow_columns_watched(feeders), caller);
+}
+
+/*
+ * Drop the trigger on UPDATE of a table that feeds a store, and return the
+ * statement that re-creates it.  If there are several such triggers, drop all.
+ *
+ * Throws 42704 if the table does not feed the store, and the errors of
+ * hrflow_release_statement().
+ */
+static char *
+release(const HrflowStore *store, Relation table, Oid caller)
+{
+	List	   *feeders = hrflow_feeder_find(store,
+											 hrflow_feeder_function(caller),
+											 RelationGetRelid(table),
+											 AccessExclusiveLock);
+	char	   *statement;
+	ListCell   *cell;
+
+	if (feeders == NIL)
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_OBJECT),
+				 errmsg("table \"%s\" does not feed store %s",
+						RelationGetRelationName(table), store->vectors_name)));
+	statement = hrflow_release_statement(store, store->vectors_name, table,
+										 feeders, caller);
 	foreach(cell, feeders)
 	{
 		const HrflowFeeder *feeder = lfirst(cell);

@@ -44,13 +44,16 @@ enum
  */
 static const char command_prefix_sql[] = "CALL %s(";
 
+/* SQL template for the beginning of a job's statement, with the store's name. */
+static const char command_beginning_sql[] = "%s%L::regclass,";
+
 /*
  * SQL template for the statement of a job.  It casts the arguments to the
  * exact parameter types of hrflow_refresh(), so that it cannot call an
  * overloaded procedure that another role has created in the same schema.
  */
 static const char command_sql[] =
-"%s%L::regclass, %s::jsonb, max_age => %L::interval,"
+"%s %s::jsonb, max_age => %L::interval,"
 " time_budget => %L::interval)";
 
 static const char schedule_sql[] = "SELECT cron.schedule($1, $2, $3)";
@@ -79,6 +82,17 @@ static const char may_drop_jobs_sql[] =
 " THEN has_table_privilege('cron.job', 'SELECT')"
 " AND has_function_privilege('cron.unschedule(bigint)', 'EXECUTE')"
 " ELSE false END";
+
+/*
+ * Statement that returns the schedule of the current user's job with the name
+ * $1 in this database, and its statement, in which $3 replaces the beginning,
+ * $2.
+ */
+static const char read_job_sql[] =
+"SELECT j.schedule, $3 || substr(j.command, length($2) + 1)"
+" FROM cron.job AS j WHERE j.username = CURRENT_USER AND j.active"
+" AND j.database = current_database() AND j.jobname = $1"
+" AND starts_with(j.command, $2)";
 
 static const char may_read_cron_sql[] =
 "SELECT CASE WHEN has_schema_privilege('cron', 'USAGE')"
@@ -276,6 +290,17 @@ command_prefix(Oid caller)
 }
 
 /*
+ * Return the beginning of the statement of a job that refreshes the store with
+ * this quoted and qualified name.
+ */
+static char *
+command_beginning(const char *store, Oid caller)
+{
+	return hrflow_store_sql(NULL, command_beginning_sql,
+							command_prefix(caller), store);
+}
+
+/*
  * Return the time budget of the runs of a schedule, in seconds.  If possible,
  * it ends a little before the next run, so that runs seldom overlap.
  */
@@ -302,8 +327,8 @@ make_command(FunctionCallInfo fcinfo, const HrflowStore *store,
 
 	hrflow_kind_check_fields(store->kind, fields);
 	return hrflow_store_sql(store, command_sql,
-							command_prefix(fcinfo->flinfo->fn_oid),
-							store->vectors_name,
+							command_beginning(store->vectors_name,
+											  fcinfo->flinfo->fn_oid),
 							fields == NULL ? "NULL" :
 							quote_literal_cstr(JsonbToCString(NULL,
 															  &fields->root,
@@ -338,6 +363,35 @@ drop_jobs(const HrflowStore *store, Oid caller)
 }
 
 /*
+ * Is pg_cron installed in this database, and does the current user have the
+ * privileges to read and drop jobs?
+ */
+static bool
+may_manage_jobs(void)
+{
+	if (!OidIsValid(get_extension_oid("pg_cron", true)))
+		return false;
+	hrflow_store_execute(may_drop_jobs_sql, NULL);
+	return DatumGetBool(hrflow_store_datum(0, 1));
+}
+
+/*
+ * Create or replace the job of a store, and return its number.
+ */
+static int64
+create_job(const HrflowStore *store, const HrflowJob *job)
+{
+	HrflowParameters parameters = {0};
+
+	hrflow_store_add(&parameters, TEXTOID,
+					 CStringGetTextDatum(job_name(store)));
+	hrflow_store_add(&parameters, TEXTOID, CStringGetTextDatum(job->schedule));
+	hrflow_store_add(&parameters, TEXTOID, CStringGetTextDatum(job->command));
+	hrflow_store_execute(schedule_sql, &parameters);
+	return DatumGetInt64(hrflow_store_datum(0, 1));
+}
+
+/*
  * Drop the job of a store that is about to be dropped, and jobs for stores
  * that no longer exist, if pg_cron is installed in this database and the
  * current user has the privileges.  "caller" is the OID of any SQL function of
@@ -346,11 +400,48 @@ drop_jobs(const HrflowStore *store, Oid caller)
 void
 hrflow_schedule_forget(const HrflowStore *store, Oid caller)
 {
-	if (!OidIsValid(get_extension_oid("pg_cron", true)))
-		return;
-	hrflow_store_execute(may_drop_jobs_sql, NULL);
-	if (DatumGetBool(hrflow_store_datum(0, 1)))
+	if (may_manage_jobs())
 		drop_jobs(store, caller);
+}
+
+/*
+ * Read the job of a store.  job->command is a statement that refreshes the
+ * store "name" with the same arguments.  Returns false if there is no active
+ * job in this database that refreshes the store with such a statement, or if
+ * the current user, who must be the owner, may not manage jobs.
+ */
+bool
+hrflow_schedule_read(const HrflowStore *store, const char *name, Oid caller,
+					 HrflowJob *job)
+{
+	HrflowParameters parameters = {0};
+
+	if (!may_manage_jobs())
+		return false;
+	hrflow_store_add(&parameters, TEXTOID,
+					 CStringGetTextDatum(job_name(store)));
+	hrflow_store_add(&parameters, TEXTOID,
+					 CStringGetTextDatum(command_beginning(store->vectors_name,
+														   caller)));
+	hrflow_store_add(&parameters, TEXTOID,
+					 CStringGetTextDatum(command_beginning(name, caller)));
+	if (hrflow_store_execute(read_job_sql, &parameters) == 0)
+		return false;
+	job->schedule = hrflow_store_value(0, 1);
+	job->command = hrflow_store_value(0, 2);
+	return true;
+}
+
+/*
+ * Create a job for a store, as hrflow_schedule_read() has returned it, and drop
+ * jobs for stores that no longer exist.
+ */
+void
+hrflow_schedule_again(const HrflowStore *store, Oid caller,
+					  const HrflowJob *job)
+{
+	drop_jobs(NULL, caller);
+	(void) create_job(store, job);
 }
 
 /*
@@ -455,11 +546,8 @@ warn_of_interval(const char *schedule)
 Datum
 hrflow_schedule(PG_FUNCTION_ARGS)
 {
-	HrflowParameters parameters = {0};
 	HrflowStore store;
-	char	   *schedule;
-	char	   *job;
-	char	   *command;
+	HrflowJob	job;
 	int64		id;
 
 	for (int i = 0; i <= ARG_MAX_AGE; i++)
@@ -472,31 +560,27 @@ hrflow_schedule(PG_FUNCTION_ARGS)
 							i == ARG_SCHEDULE ? "schedule" : "max_age")));
 	}
 	(void) hrflow_state_get_max_age(fcinfo, ARG_MAX_AGE);
-	schedule = text_to_cstring(PG_GETARG_TEXT_PP(ARG_SCHEDULE));
-	check_unit(schedule);
+	job.schedule = text_to_cstring(PG_GETARG_TEXT_PP(ARG_SCHEDULE));
+	check_unit(job.schedule);
 
 	SPI_connect();
 	hrflow_store_open(&store, PG_GETARG_OID(ARG_STORE), InvalidOid,
 					  HRFLOW_STORE_OWN);
 	hrflow_ready_check(&store);
-	job = job_name(&store);
-	command = make_command(fcinfo, &store, schedule);
+	job.command = make_command(fcinfo, &store, job.schedule);
 	warn_of_login(&store);
-	warn_of_interval(schedule);
+	warn_of_interval(job.schedule);
 	if (!OidIsValid(get_extension_oid("pg_cron", true)))
-		refuse_schedule(command,
-						hrflow_store_sql(&store, schedule_elsewhere_sql, job,
-										 schedule, command,
+		refuse_schedule(job.command,
+						hrflow_store_sql(&store, schedule_elsewhere_sql,
+										 job_name(&store), job.schedule,
+										 job.command,
 										 get_database_name(MyDatabaseId),
 										 GetUserNameFromId(GetUserId(), false)));
 	check_cron_privileges();
 
 	drop_jobs(NULL, fcinfo->flinfo->fn_oid);
-	hrflow_store_add(&parameters, TEXTOID, CStringGetTextDatum(job));
-	hrflow_store_add(&parameters, TEXTOID, CStringGetTextDatum(schedule));
-	hrflow_store_add(&parameters, TEXTOID, CStringGetTextDatum(command));
-	hrflow_store_execute(schedule_sql, &parameters);
-	id = DatumGetInt64(hrflow_store_datum(0, 1));
+	id = create_job(&store, &job);
 	hrflow_store_close(&store);
 	SPI_finish();
 	PG_RETURN_INT64(id);

@@ -289,6 +289,8 @@ extern void hrflow_store_close(HrflowStore *store);
 
 /* in kind.c */
 extern const HrflowKind *hrflow_kind_find(const char *content);
+extern const char *hrflow_kind_bare_name(const HrflowKind *kind,
+										 const char *identifier);
 extern int	hrflow_kind_identifier(const HrflowKind *kind, const char *name);
 extern const HrflowKind *hrflow_kind_of(Relation vectors, int *identifier);
 extern char *hrflow_kind_section(const HrflowKind *kind, char *name);
@@ -410,6 +412,11 @@ extern int	hrflow_columns_get_content(const HrflowStore *store,
 	" THEN p.due_at ELSE LEAST(p.due_at, clock_timestamp()) END," \
 	" attempts = 0, generation = p.generation + 1"
 
+/* in release.c */
+extern char *hrflow_release_statement(const HrflowStore *store,
+									  const char *name, Relation table,
+									  List *feeders, Oid caller);
+
 /* in deferred.c */
 extern void hrflow_deferred_add(const HrflowStore *store, Oid function,
 								HrflowParameters *key);
@@ -446,6 +453,8 @@ extern bool hrflow_beside_should_warn(const HrflowStore *store,
 /* in erased.c */
 extern void hrflow_erased_create(const char *schema, const char *vectors);
 extern Oid	hrflow_erased_find(const HrflowStore *store);
+extern void hrflow_erased_repeat(const HrflowStore *store,
+								 const HrflowStore *other);
 extern void hrflow_erased_warn(const HrflowStore *store);
 extern const char *hrflow_erased_note_sql(const HrflowStore *store,
 										  const char *reason,
@@ -524,8 +533,21 @@ extern void hrflow_remote_check_subscription(const HrflowStore *store);
 extern void hrflow_ready_check(const HrflowStore *store);
 extern void hrflow_ready_warn(const HrflowStore *store, Oid function);
 
+/*
+ * The job by which pg_cron refreshes a store.
+ */
+typedef struct HrflowJob
+{
+	char	   *schedule;
+	char	   *command;
+} HrflowJob;
+
 /* in schedule.c */
 extern char *hrflow_schedule_last_status(const HrflowStore *store);
 extern void hrflow_schedule_forget(const HrflowStore *store, Oid caller);
+extern bool hrflow_schedule_read(const HrflowStore *store, const char *name,
+								 Oid caller, HrflowJob *job);
+extern void hrflow_schedule_again(const HrflowStore *store, Oid caller,
+								  const HrflowJob *job);
 
 #endif							/* HRFLOW_STORE_H */

@@ -15,6 +15,7 @@ GRANT CREATE, USAGE ON SCHEMA talent TO regress_hrflow_owner;
 GRANT EXECUTE ON FUNCTION hrflow_create_store(text, text, text, text), hrflow_drop_store(regclass),
 	hrflow_track_table(regclass, regclass, name, text, name, name[], name[], text),
 	hrflow_untrack_table(regclass, regclass), hrflow_release_columns(regclass, regclass),
+	hrflow_change_model(regclass, text), hrflow_switch_model(regclass, double precision),
 	hrflow_track(regclass, text, text[]), hrflow_mark_due(regclass, text, text[]),
 	hrflow_untrack(regclass, text, text[]), hrflow_restore(regclass, text, text[]),
 	hrflow_retry(regclass), hrflow_index_statement(regclass, text),

@@ -378,23 +378,21 @@ my %looks = (
 		[   qr/^SELECT account, dimension, count/m,
 			prints => qr/\A[0-9a-f]{8}\|1024\|2\|[^|\n]+\z/,
 			name => 'the query for accounts and dimensions finds one of each' ],
-		[   qr/^SELECT hrflow_create_store\('talent.embedding_next'\)/m,
-			before => q{SELECT hrflow_track('talent.embedding', 'acme', '{cook-1}')},
-			prints => qr/\Atalent.embedding_next\n2\n1\z/,
-			name => 'the next store of the recipe for another model tracks the same profiles' ],
-		[   qr/AS lacking/,
-			before =>
-			  q{CALL hrflow_refresh('talent.embedding_next', '{"profile": 1, "skills": 1}')},
-			prints => qr/\A0\z/,
-			name => 'the next store of the recipe for another model lacks no profile' ],
-		[   qr/RENAME TO embedding_profile/,
+		[   qr/^SELECT hrflow_switch_model/m,
+			before => q{SELECT hrflow_change_model('talent.embedding')
+				WHERE to_regclass('talent.embedding_next') IS NULL;
+				SELECT hrflow_track('talent.embedding_next', 'acme', '{cook-1}');
+				CALL hrflow_refresh('talent.embedding_next', '{"profile": 1, "skills": 1}')},
+			prints => qr/\At\z/,
+			name => 'the next store of the recipe for another model replaces the first',
 			then => sub {
 				is( value_of(
 						q{SELECT count(*), to_regclass('talent.embedding_next') IS NULL
 						FROM talent.embedding}
 					),
 					'6|t',
-					'the next store of the recipe for another model replaces the first');
+					'the new vectors of the recipe for another model have the name of the old ones'
+				);
 			}
 		],
 		[   qr/^TRUNCATE talent\.embedding,/m,

@@ -926,10 +926,12 @@ foreach my $case (
 		SELECT public.hrflow_schedule('trap.embedding');
 		SELECT public.hrflow_unschedule('trap.embedding');
 		CALL public.hrflow_refresh('trap.embedding');
+		SELECT public.hrflow_change_model('trap.embedding');
+		SELECT public.hrflow_switch_model('trap.embedding');
 		SELECT public.hrflow_drop_store('trap.embedding');}, on_error_stop => 0);
 	my $name = "as $who" . ($security && ', to whom no policy applies');
 	is(scalar(() = $errors =~ /must be owner of store/g),
-		6, "$name, functions that require the owner are refused");
+		8, "$name, functions that require the owner are refused");
 	is(scalar(() = $errors =~ /row-level security policy for table/g),
 		$refused, "$name, functions that would miss rows because of a policy are refused");
 	is( sql(q{SELECT string_agg(DISTINCT who || ' ' || how, ', ') FROM trap_log
