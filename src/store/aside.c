@@ -147,12 +147,17 @@ static const char not_yet_unwanted_sql[] =
 #define NCOUNTS 3
 
 /*
- * Query for the keys of the profiles that put_unwanted_sql has erased, to be
- * recorded in NAME_erased.
+ * Queries for the keys of the profiles that put_unwanted_sql has erased, to be
+ * recorded in NAME_erased.  If their table was untracked, "put_aside_at" is
+ * set, which distinguishes them from profiles that hrflow_untrack() has erased;
+ * see erased.c.
  */
-static const char erased_at_once_sql[] =
-"SELECT e.source_id, e.%I, 0 AS n, NULL::timestamptz AS put_aside_at"
-" FROM erased AS e";
+#define ERASED_AT_ONCE_SQL(put_aside_at) \
+	"SELECT e.source_id, e.%I, 0 AS n, " put_aside_at " AS put_aside_at" \
+	" FROM erased AS e"
+
+static const char reconciled_sql[] = ERASED_AT_ONCE_SQL("NULL::timestamptz");
+static const char untracked_sql[] = ERASED_AT_ONCE_SQL("now()");
 
 /*
  * Statement that counts the vectors for each key that has no row in the table
@@ -457,7 +462,9 @@ put_locked(const HrflowStore *store, Oid function, bool is_limited,
 												 hrflow_aside_put_sql(store, reason),
 												 hrflow_erased_note_sql(store,
 																		quote_literal_cstr(reason),
-																		erased_at_once_sql)),
+																		is_limited ?
+																		reconciled_sql :
+																		untracked_sql)),
 								&parameters);
 	for (int i = 0; i < NCOUNTS; i++)
 		counts[i] = DatumGetInt64(hrflow_store_datum(0, i + 1));

@@ -424,7 +424,7 @@ $store->sql(q{SELECT hrflow_switch_model('shop.embedding', 0)});
 is($store->sql($access) =~ s/^embedding\|own\|PERMISSIVE\|\{public\}\|DELETE\|false\|\n//mr,
 	$before, 'privileges, policies, the delay and ENABLE ALWAYS are copied at the switch');
 
-# A table that was tracked, and one that was untracked, during the change
+# A table that was tracked during the change
 $store->sql(
 	q{SELECT hrflow_change_model('shop.embedding');
 	CREATE TABLE shop.late (id text);
@@ -438,6 +438,27 @@ is( $store->sql(
 			AND profile_id IN (SELECT id FROM shop.late)}),
 	'welder-10 welder-9',
 	'a table that was tracked during the change feeds the new store');
+
+# A table that was untracked during the change, when the first store had no vectors of its
+# profile, because it was no longer refreshed
+foreach my $case ([ 'the first store', '1 0', 'embedding' ],
+	[ 'both stores', '0 1', 'embedding', 'embedding_next' ])
+{
+	my ($which, $left, @untracked) = @$case;
+
+	$store->sql(
+		q{INSERT INTO shop.late VALUES ('welder-11');
+		SELECT hrflow_change_model('shop.embedding');
+		INSERT INTO shop.embedding_next (source_id, profile_id, section, item, vector)
+		VALUES ('acme', 'welder-11', 'profile', 0, '{1,2}')});
+	$store->sql("SELECT hrflow_untrack_table('shop.$_', 'shop.late')") foreach @untracked;
+	$store->sql(q{SELECT hrflow_switch_model('shop.embedding', 0)});
+	is( $store->sql(
+			q{SELECT (SELECT count(*) FROM shop.embedding WHERE profile_id = 'welder-11') || ' '
+				|| (SELECT count(*) FROM shop.embedding_aside WHERE profile_id = 'welder-11')}),
+		$left,
+		"vectors of the second store are kept if a table was untracked for $which");
+}
 
 #
 # Sessions
