@@ -334,6 +334,7 @@ hrflow_change_model(PG_FUNCTION_ARGS)
 	Oid			function = hrflow_feeder_function(caller);
 	HrflowStore store;
 	HrflowStore next;
+	HrflowParameters untracked = {0};
 	Oid			vectors;
 	List	   *feeders;
 	List	   *statements;
@@ -383,6 +384,8 @@ hrflow_change_model(PG_FUNCTION_ARGS)
 	hrflow_store_open(&next, vectors, InvalidOid, HRFLOW_STORE_OWN);
 	hrflow_store_execute_latest(hrflow_store_sql(&store, track_manual_sql,
 												 next.profiles_name), NULL);
+	hrflow_erased_untracked(&store, &untracked);
+	hrflow_erased_repeat(&next, &untracked);
 	keep_always(&next, function, feeders);
 	hrflow_store_close(&next);
 	hrflow_store_close(&store);
@@ -419,6 +422,7 @@ typedef struct Switching
 								 * privileges of the first one */
 	List	   *feeders;		/* triggers that feed the stores */
 	List	   *tracks;			/* statements that track their tables */
+	HrflowParameters untracked; /* result of hrflow_erased_untracked() */
 	bool		lacks_index;	/* is an index missing in the second store? */
 	bool		has_job;		/* was a store scheduled? */
 	HrflowJob	job;
@@ -574,7 +578,7 @@ prepare_switch(const HrflowStore *store, const HrflowStore *next, Oid caller,
 													 tables[ERASED]), NULL);
 	}
 
-	hrflow_erased_repeat(store, next);
+	hrflow_erased_untracked(store, &switching->untracked);
 	hrflow_store_execute_latest(hrflow_store_sql(store, track_manual_sql,
 												 next->profiles_name), NULL);
 
@@ -649,6 +653,9 @@ replace_store(const Switching *switching, Oid caller)
 
 	hrflow_store_open(&store, switching->tables[VECTORS], InvalidOid,
 					  HRFLOW_STORE_OWN);
+
+	/* hrflow_track_table() has tracked again those that are still in a table. */
+	hrflow_erased_repeat(&store, &switching->untracked);
 	keep_always(&store, hrflow_feeder_function(caller), switching->feeders);
 	if (switching->has_job)
 		hrflow_schedule_again(&store, caller, &switching->job);

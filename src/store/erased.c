@@ -56,16 +56,22 @@ static const char note_sql[] =
 " FROM (%s) AS x GROUP BY x.source_id, x.%I, (%s)::text)";
 
 /*
- * Query for the profiles of another store, whose table of profiles is %s, that
- * this store does not track because hrflow_untrack() has erased them.  It
- * returns each source with an array of identifiers.
+ * Query for the fingerprints of the profiles that hrflow_untrack() has erased,
+ * and that are not tracked, as an array, or null if there are none.
  */
-static const char find_untracked_sql[] =
-"SELECT p.source_id, array_agg(p.%I) FROM %s AS p"
-" WHERE NOT EXISTS (SELECT FROM %P AS o"
-" WHERE o.source_id = p.source_id AND o.%I = p.%I)"
-" AND EXISTS (SELECT FROM %R AS e WHERE e.reason = 'untrack'"
-" AND e.put_aside_at IS NULL AND e.fingerprint = " FINGERPRINT_SQL("p") ")"
+static const char untracked_sql[] =
+"SELECT array_agg(DISTINCT e.fingerprint) FROM %R AS e"
+" WHERE e.reason = 'untrack' AND e.put_aside_at IS NULL"
+" AND NOT EXISTS (SELECT FROM %P AS p"
+" WHERE " FINGERPRINT_SQL("p") " = e.fingerprint)";
+
+/*
+ * Query for the profiles whose fingerprints are in the array $1.  It returns
+ * each source with an array of identifiers.
+ */
+static const char by_fingerprint_sql[] =
+"SELECT p.source_id, array_agg(p.%I) FROM %P AS p"
+" WHERE " FINGERPRINT_SQL("p") " IN (SELECT unnest($1))"
 " GROUP BY p.source_id";
 
 /*
@@ -110,21 +116,45 @@ hrflow_erased_find(const HrflowStore *store)
 }
 
 /*
- * Erase from another store what hrflow_untrack() has erased from this one.
- * Does nothing if this store keeps no record of erasures.
+ * Add the fingerprints of the profiles that hrflow_untrack() has erased from a
+ * store, and that are not tracked, to the parameters "fingerprints", as an
+ * array.  Adds nothing if there are none, or if the store keeps no record of
+ * erasures.
  */
 void
-hrflow_erased_repeat(const HrflowStore *store, const HrflowStore *other)
+hrflow_erased_untracked(const HrflowStore *store,
+						HrflowParameters *fingerprints)
 {
 	Oid			record = hrflow_erased_find(store);
-	SPITupleTable *found;
-	uint64		n;
+	Datum		array;
+	bool		is_null;
 
 	if (!OidIsValid(record))
 		return;
-	n = hrflow_store_execute_latest(hrflow_store_sql(store, find_untracked_sql,
-													 other->profiles_name,
-													 record), NULL);
+	hrflow_store_execute_latest(hrflow_store_sql(store, untracked_sql, record),
+								NULL);
+	array = SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1,
+						  &is_null);
+	if (!is_null)
+		hrflow_store_add(fingerprints, BYTEAARRAYOID, array);
+}
+
+/*
+ * Erase from a store what hrflow_untrack() has erased from another one, given
+ * the result of hrflow_erased_untracked().
+ */
+void
+hrflow_erased_repeat(const HrflowStore *store,
+					 const HrflowParameters *fingerprints)
+{
+	SPITupleTable *found;
+	uint64		n;
+
+	if (fingerprints->n == 0)
+		return;
+	n = hrflow_store_execute_latest(hrflow_store_sql(store,
+													 by_fingerprint_sql),
+									fingerprints);
 	found = SPI_tuptable;
 	for (uint64 row = 0; row < n; row++)
 	{
@@ -137,7 +167,7 @@ hrflow_erased_repeat(const HrflowStore *store, const HrflowStore *other)
 		hrflow_store_add(&key, TEXTARRAYOID,
 						 SPI_getbinval(found->vals[row], found->tupdesc, 2,
 									   &is_null));
-		(void) hrflow_erase_profiles(other, &key);
+		(void) hrflow_erase_profiles(store, &key);
 	}
 }
 

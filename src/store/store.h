@@ -453,8 +453,10 @@ extern bool hrflow_beside_should_warn(const HrflowStore *store,
 /* in erased.c */
 extern void hrflow_erased_create(const char *schema, const char *vectors);
 extern Oid	hrflow_erased_find(const HrflowStore *store);
+extern void hrflow_erased_untracked(const HrflowStore *store,
+									HrflowParameters *fingerprints);
 extern void hrflow_erased_repeat(const HrflowStore *store,
-								 const HrflowStore *other);
+								 const HrflowParameters *fingerprints);
 extern void hrflow_erased_warn(const HrflowStore *store);
 extern const char *hrflow_erased_note_sql(const HrflowStore *store,
 										  const char *reason,

@@ -439,6 +439,26 @@ is( $store->sql(
 	'welder-10 welder-9',
 	'a table that was tracked during the change feeds the new store');
 
+# Profiles that are still in a table, but were untracked: before the change, during it in both
+# stores, during it in the first one, and one that was tracked again
+$store->sql(
+	q{INSERT INTO shop.candidate (hrflow_id)
+		SELECT 'cook-9' || i FROM generate_series(1, 4) i;
+	SELECT hrflow_untrack('shop.embedding', 'acme', '{cook-91}');
+	SELECT hrflow_change_model('shop.embedding')});
+my $cooks = q{SELECT string_agg(profile_id, ' ' ORDER BY profile_id) FROM shop.%s_profile
+	WHERE profile_id LIKE 'cook-9_'};
+is( $store->sql(sprintf $cooks, 'embedding_next'),
+	'cook-92 cook-93 cook-94',
+	'a profile that was untracked is not tracked for the second store');
+$store->sql(
+	q{SELECT hrflow_untrack('shop.embedding', 'acme', '{cook-92,cook-93,cook-94}');
+	SELECT hrflow_untrack('shop.embedding_next', 'acme', '{cook-92}');
+	SELECT hrflow_track('shop.embedding', 'acme', '{cook-94}');
+	SELECT hrflow_switch_model('shop.embedding', 0)});
+is($store->sql(sprintf $cooks, 'embedding'),
+	'cook-94', 'a profile that was untracked is not tracked again by the switch');
+
 # A table that was untracked during the change, when the first store had no vectors of its
 # profile, because it was no longer refreshed
 foreach my $case ([ 'the first store', '1 0', 'embedding' ],
