@@ -90,29 +90,31 @@ static const char always_sql[] = "ALTER TABLE %R ENABLE ALWAYS TRIGGER %q";
 	", CASE WHEN a.is_grantable THEN ' WITH GRANT OPTION' ELSE '' END"
 
 /*
- * Query for the statements that copy from table $1 of the first store to table
- * $2 of the second one: privileges, row-level security, policies that table $2
- * does not have, and the default of "delete_at" of NAME_aside.
+ * Query for the statements that give table $2 of the second store, once it has
+ * the name of table $1 of the first one, what that table has: privileges,
+ * row-level security, policies that table $2 does not have, and the default of
+ * "delete_at" of NAME_aside.  Expressions of policies may contain the names of
+ * tables of the first store.
  */
 static const char copy_access_sql[] =
 "SELECT format('GRANT %%s ON TABLE %%s TO %%s%%s', a.privilege_type,"
-" $2::regclass, " GRANTEE_SQL ")"
+" $1::regclass, " GRANTEE_SQL ")"
 " FROM pg_class AS c, aclexplode(c.relacl) AS a"
 " WHERE c.oid = $1 AND a.grantee <> c.relowner"
 " UNION ALL"
 " SELECT format('GRANT %%s (%%I) ON TABLE %%s TO %%s%%s', a.privilege_type,"
-" t.attname, $2::regclass, " GRANTEE_SQL ")"
+" t.attname, $1::regclass, " GRANTEE_SQL ")"
 " FROM pg_attribute AS t, aclexplode(t.attacl) AS a"
 " WHERE t.attrelid = $1 AND t.attnum > 0 AND NOT t.attisdropped"
 " UNION ALL"
-" SELECT format('ALTER TABLE %%s ENABLE ROW LEVEL SECURITY', $2::regclass)"
+" SELECT format('ALTER TABLE %%s ENABLE ROW LEVEL SECURITY', $1::regclass)"
 " FROM pg_class AS c WHERE c.oid = $1 AND c.relrowsecurity"
 " UNION ALL"
-" SELECT format('ALTER TABLE %%s FORCE ROW LEVEL SECURITY', $2::regclass)"
+" SELECT format('ALTER TABLE %%s FORCE ROW LEVEL SECURITY', $1::regclass)"
 " FROM pg_class AS c WHERE c.oid = $1 AND c.relforcerowsecurity"
 " UNION ALL"
 " SELECT format('CREATE POLICY %%I ON %%s AS %%s FOR %%s TO %%s%%s%%s',"
-" p.polname, $2::regclass,"
+" p.polname, $1::regclass,"
 " CASE WHEN p.polpermissive THEN 'PERMISSIVE' ELSE 'RESTRICTIVE' END,"
 " CASE p.polcmd WHEN 'r' THEN 'SELECT' WHEN 'a' THEN 'INSERT'"
 " WHEN 'w' THEN 'UPDATE' WHEN 'd' THEN 'DELETE' ELSE 'ALL' END,"
@@ -123,7 +125,7 @@ static const char copy_access_sql[] =
 " (SELECT FROM pg_policy AS n WHERE n.polrelid = $2 AND n.polname = p.polname)"
 " UNION ALL"
 " SELECT format('ALTER TABLE %%s ALTER COLUMN delete_at SET DEFAULT %%s',"
-" $2::regclass, pg_get_expr(d.adbin, d.adrelid))"
+" $1::regclass, pg_get_expr(d.adbin, d.adrelid))"
 " FROM pg_attrdef AS d JOIN pg_attribute AS t"
 " ON t.attrelid = d.adrelid AND t.attnum = d.adnum"
 " WHERE d.adrelid = $1 AND t.attname = 'delete_at'";
@@ -418,8 +420,8 @@ typedef struct Switching
 	char	   *name;			/* quoted and qualified name of the store */
 	char	   *bare_name;		/* name of its table of vectors */
 	Oid			tables[NTABLES];	/* of the second store, or InvalidOid */
-	List	   *copies;			/* statements that give the second store the
-								 * privileges of the first one */
+	List	   *copies;			/* statements that give the renamed tables the
+								 * privileges of the first store */
 	List	   *feeders;		/* triggers that feed the stores */
 	List	   *tracks;			/* statements that track their tables */
 	HrflowParameters untracked; /* result of hrflow_erased_untracked() */
@@ -489,8 +491,8 @@ has_enough(const HrflowStore *store, const HrflowStore *next, double part)
 }
 
 /*
- * Return the statements that give tables of the second store the privileges,
- * and so on, of those of the first one.
+ * Return the statements that give tables of the second store, once they have
+ * been renamed, the privileges, and so on, of those of the first one.
  */
 static List *
 make_copies(const Oid *old, const Oid *new)
@@ -646,8 +648,8 @@ replace_store(const Switching *switching, Oid caller)
 	int			nestlevel = fix_search_path();
 	HrflowStore store;
 
-	execute_all(switching->copies);
 	drop_and_rename(switching, caller);
+	execute_all(switching->copies);
 	execute_all(switching->tracks);
 	AtEOXact_GUC(false, nestlevel);
 

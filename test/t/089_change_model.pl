@@ -400,6 +400,10 @@ $store->sql(
 	CREATE FUNCTION shop.sees(text) RETURNS boolean LANGUAGE sql RETURN true;
 	CREATE POLICY "some ""rows""" ON shop.embedding FOR SELECT TO reader, "the ""admin"""
 		USING (shop.sees(profile_id) AND section = 'it''s');
+	CREATE POLICY "outer" ON shop.embedding FOR SELECT USING (EXISTS
+		(SELECT FROM shop.candidate c WHERE c.hrflow_id = embedding.profile_id));
+	CREATE POLICY sibling ON shop.embedding FOR SELECT USING (EXISTS
+		(SELECT FROM shop.embedding_profile p WHERE p.profile_id = embedding.profile_id));
 	CREATE POLICY none ON shop.embedding AS RESTRICTIVE USING (true) WITH CHECK (false);
 	CREATE POLICY own ON shop.embedding_next FOR DELETE USING (false);
 	ALTER TABLE shop.embedding_aside ALTER COLUMN delete_at SET DEFAULT now() + interval '9 days';
