@@ -90,6 +90,16 @@ static const char always_sql[] = "ALTER TABLE %R ENABLE ALWAYS TRIGGER %q";
 	", CASE WHEN a.is_grantable THEN ' WITH GRANT OPTION' ELSE '' END"
 
 /*
+ * Query for the statements that revoke all privileges on table $1 from roles
+ * other than the owner.
+ */
+static const char revoke_sql[] =
+"SELECT DISTINCT format('REVOKE ALL ON TABLE %%s FROM %%s', c.oid::regclass, "
+ROLE_SQL("a.grantee") ")"
+" FROM pg_class AS c, aclexplode(c.relacl) AS a"
+" WHERE c.oid = $1 AND a.grantee <> c.relowner";
+
+/*
  * Query for the statements that give table $2 of the second store, once it has
  * the name of table $1 of the first one, what that table has: privileges,
  * row-level security, policies that table $2 does not have, and the default of
@@ -145,6 +155,45 @@ static const char lacks_index_sql[] =
  * Both stores
  * ------------------------------------------------------------------------
  */
+
+/* Numbers of the tables of a store. */
+enum
+{
+	VECTORS,
+	PROFILES,
+	HISTORY,
+	ASIDE,
+	ERASED,
+	NTABLES
+};
+
+static void
+find_tables(const HrflowStore *store, Oid *tables)
+{
+	tables[VECTORS] = RelationGetRelid(store->vectors);
+	tables[PROFILES] = RelationGetRelid(store->profiles);
+	tables[HISTORY] = hrflow_history_find(store);
+	tables[ASIDE] = hrflow_aside_find(store);
+	tables[ERASED] = hrflow_erased_find(store);
+}
+
+/*
+ * Append to "statements" those that a query returns for one or two tables.
+ * Reads the latest privileges and policies at every isolation level.
+ */
+static List *
+add_statements(List *statements, const char *query, Oid first, Oid second)
+{
+	HrflowParameters parameters = {0};
+	uint64		n;
+
+	hrflow_store_add(&parameters, OIDOID, ObjectIdGetDatum(first));
+	hrflow_store_add(&parameters, OIDOID, ObjectIdGetDatum(second));
+	n = hrflow_store_execute_latest(hrflow_store_sql(NULL, query), &parameters);
+	for (uint64 row = 0; row < n; row++)
+		statements = lappend(statements, hrflow_store_value(row, 1));
+	return statements;
+}
 
 /*
  * Serialize changes of the model of a store until the end of the transaction.
@@ -327,6 +376,23 @@ make_create_statement(const HrflowStore *store, const char *name,
 }
 
 /*
+ * Revoke the privileges on the second store that default privileges have
+ * granted to other roles.
+ */
+static void
+revoke_defaults(const HrflowStore *next)
+{
+	Oid			tables[NTABLES];
+	List	   *statements = NIL;
+
+	find_tables(next, tables);
+	for (int i = 0; i < NTABLES; i++)
+		statements = add_statements(statements, revoke_sql, tables[i],
+									InvalidOid);
+	execute_all(statements);
+}
+
+/*
  * hrflow_change_model(store regclass, vector_type text) RETURNS regclass
  */
 Datum
@@ -389,6 +455,7 @@ hrflow_change_model(PG_FUNCTION_ARGS)
 	hrflow_erased_untracked(&store, &untracked);
 	hrflow_erased_repeat(&next, &untracked);
 	keep_always(&next, function, feeders);
+	revoke_defaults(&next);
 	hrflow_store_close(&next);
 	hrflow_store_close(&store);
 	SPI_finish();
@@ -400,17 +467,6 @@ hrflow_change_model(PG_FUNCTION_ARGS)
  * Completing it
  * ------------------------------------------------------------------------
  */
-
-/* Numbers of the tables of a store. */
-enum
-{
-	VECTORS,
-	PROFILES,
-	HISTORY,
-	ASIDE,
-	ERASED,
-	NTABLES
-};
 
 /*
  * What remains to be done after both stores have been closed.
@@ -429,16 +485,6 @@ typedef struct Switching
 	bool		has_job;		/* was a store scheduled? */
 	HrflowJob	job;
 } Switching;
-
-static void
-find_tables(const HrflowStore *store, Oid *tables)
-{
-	tables[VECTORS] = RelationGetRelid(store->vectors);
-	tables[PROFILES] = RelationGetRelid(store->profiles);
-	tables[HISTORY] = hrflow_history_find(store);
-	tables[ASIDE] = hrflow_aside_find(store);
-	tables[ERASED] = hrflow_erased_find(store);
-}
 
 /*
  * Open the second store.  Throws 55000 if there is none, or if it differs from
@@ -501,17 +547,9 @@ make_copies(const Oid *old, const Oid *new)
 
 	for (int i = 0; i < NTABLES; i++)
 	{
-		HrflowParameters parameters = {0};
-		uint64		n;
-
-		if (!OidIsValid(old[i]) || !OidIsValid(new[i]))
-			continue;
-		hrflow_store_add(&parameters, OIDOID, ObjectIdGetDatum(old[i]));
-		hrflow_store_add(&parameters, OIDOID, ObjectIdGetDatum(new[i]));
-		n = hrflow_store_execute(hrflow_store_sql(NULL, copy_access_sql),
-								 &parameters);
-		for (uint64 row = 0; row < n; row++)
-			statements = lappend(statements, hrflow_store_value(row, 1));
+		if (OidIsValid(old[i]) && OidIsValid(new[i]))
+			statements = add_statements(statements, copy_access_sql, old[i],
+										new[i]);
 	}
 	return statements;
 }

@@ -428,6 +428,27 @@ $store->sql(q{SELECT hrflow_switch_model('shop.embedding', 0)});
 is($store->sql($access) =~ s/^embedding\|own\|PERMISSIVE\|\{public\}\|DELETE\|false\|\n//mr,
 	$before, 'privileges, policies, the delay and ENABLE ALWAYS are copied at the switch');
 
+# Default privileges, and a privilege that is revoked after the switch has taken its snapshot
+my $readable = q{SELECT string_agg(relname, ' ' ORDER BY relname) FROM pg_class
+	WHERE relnamespace = 'shop'::regnamespace AND relname ~ '^embedding' AND relkind = 'r'
+		AND has_table_privilege('nosy', oid, 'SELECT, INSERT')};
+$node->safe_psql('postgres', 'CREATE ROLE nosy');
+$store->sql(
+	q{ALTER DEFAULT PRIVILEGES IN SCHEMA shop GRANT SELECT, INSERT ON TABLES TO nosy, PUBLIC;
+	REVOKE ALL ON shop.embedding FROM PUBLIC;
+	GRANT SELECT ON shop.embedding, shop.embedding_run TO nosy;
+	SELECT hrflow_change_model('shop.embedding');
+	ALTER DEFAULT PRIVILEGES IN SCHEMA shop REVOKE ALL ON TABLES FROM nosy, PUBLIC});
+is($store->sql($readable), 'embedding embedding_run',
+	'only the owner has privileges on the second store');
+my $session = Hrflow::Session->new($node);
+$session->ask('SET ROLE keeper;');
+$session->query('BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT 1;');
+$store->sql('REVOKE SELECT ON shop.embedding FROM nosy');
+$session->query(q{SELECT hrflow_switch_model('shop.embedding', 0); COMMIT;});
+is($store->sql($readable), 'embedding_run', 'privileges that were revoked are not copied');
+$session->finish;
+
 # A table that was tracked during the change
 $store->sql(
 	q{SELECT hrflow_change_model('shop.embedding');
