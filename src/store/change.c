@@ -290,6 +290,25 @@ add_track_statements(List *statements, const HrflowStore *store,
 	return statements;
 }
 
+/*
+ * Drop those triggers that feed a store only by its name, because a dump has
+ * restored them.  They would remain after the store is renamed.
+ */
+static void
+drop_restored(const HrflowStore *store, const List *feeders)
+{
+	ListCell   *cell;
+
+	foreach(cell, feeders)
+	{
+		const HrflowFeeder *feeder = lfirst(cell);
+
+		if (!hrflow_feeder_is_of(feeder->trigger,
+								 RelationGetRelid(store->vectors)))
+			hrflow_feeder_drop(feeder);
+	}
+}
+
 static void
 execute_all(const List *statements)
 {
@@ -631,6 +650,7 @@ prepare_switch(const HrflowStore *store, const HrflowStore *next, Oid caller,
 							 store, store->vectors_name, of_old, of_next,
 							 caller);
 	switching->feeders = list_concat_copy(of_next, of_old);
+	drop_restored(next, of_next);
 	switching->lacks_index = has_no_index(tables[VECTORS],
 										  switching->tables[VECTORS]);
 	switching->has_job =

@@ -428,6 +428,26 @@ $store->sql(q{SELECT hrflow_switch_model('shop.embedding', 0)});
 is($store->sql($access) =~ s/^embedding\|own\|PERMISSIVE\|\{public\}\|DELETE\|false\|\n//mr,
 	$before, 'privileges, policies, the delay and ENABLE ALWAYS are copied at the switch');
 
+# Triggers that a dump has restored feed a store by its name only
+my $nfeeding = q{SELECT count(*) FROM pg_trigger WHERE tgrelid = 'shop.candidate'::regclass
+	AND NOT tgisinternal};
+my $nbefore = $store->sql($nfeeding);
+$store->sql(
+	q{SELECT hrflow_change_model('shop.embedding');
+	DO $$ DECLARE name text; definition text; BEGIN
+		FOR name, definition IN SELECT tgname, pg_get_triggerdef(oid) FROM pg_trigger
+			WHERE tgrelid = 'shop.candidate'::regclass AND NOT tgisinternal
+		LOOP
+			EXECUTE format('DROP TRIGGER %I ON shop.candidate', name);
+			EXECUTE definition;
+		END LOOP;
+	END $$;
+	SELECT hrflow_switch_model('shop.embedding', 0);
+	INSERT INTO shop.candidate (hrflow_id) VALUES ('cook-80')});
+is($store->sql($nfeeding), $nbefore, 'triggers that a dump has restored are replaced');
+is( $store->sql(q{SELECT state FROM shop.embedding_profile WHERE profile_id = 'cook-80'}),
+	'due', 'a table whose triggers a dump has restored feeds the new store');
+
 # Default privileges, and a privilege that is revoked after the switch has taken its snapshot
 my $readable = q{SELECT string_agg(relname, ' ' ORDER BY relname) FROM pg_class
 	WHERE relnamespace = 'shop'::regnamespace AND relname ~ '^embedding' AND relkind = 'r'
