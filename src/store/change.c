@@ -262,6 +262,10 @@ feeds(const List *feeders, Oid table)
  * Append to "statements" those that track the tables that feed a store, except
  * the tables in "others", for the store "name" instead.  "feeders" and "others"
  * are results of hrflow_feeder_find(), which has locked the tables.
+ *
+ * Omits tables that are being untracked.  Throws 55000 if a table feeds the
+ * store through several sets of keys, because hrflow_track_table() permits only
+ * one.
  */
 static List *
 add_track_statements(List *statements, const HrflowStore *store,
@@ -272,16 +276,33 @@ add_track_statements(List *statements, const HrflowStore *store,
 
 	while (i < list_length(feeders))
 	{
-		Oid			table = ((HrflowFeeder *) list_nth(feeders, i))->table;
+		const HrflowFeeder *first = list_nth(feeders, i);
+		Oid			table = first->table;
 		List	   *triggers = NIL;
+		bool		is_represented = false;
+		bool		has_same_keys = true;
 		Relation	relation;
 
 		for (; i < list_length(feeders) &&
 			 ((HrflowFeeder *) list_nth(feeders, i))->table == table; i++)
-			triggers = lappend(triggers, list_nth(feeders, i));
-		if (feeds(others, table))
+		{
+			HrflowFeeder *feeder = list_nth(feeders, i);
+
+			triggers = lappend(triggers, feeder);
+			is_represented = is_represented || feeder->represents;
+			has_same_keys = has_same_keys &&
+				hrflow_columns_same_keys(feeder->args, first->args);
+		}
+		if (!is_represented || feeds(others, table))
 			continue;
 		relation = relation_open(table, NoLock);
+		if (!has_same_keys)
+			ereport(ERROR,
+					(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+					 errmsg("triggers on table \"%s\" that feed store %s have different columns of identifiers or sources",
+							RelationGetRelationName(relation),
+							store->vectors_name),
+					 errhint("To replace the triggers, call hrflow_track_table() for the table.")));
 		statements = lappend(statements,
 							 hrflow_release_statement(store, name, relation,
 													  triggers, caller));

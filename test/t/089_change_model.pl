@@ -325,6 +325,34 @@ like(
 is($store->sql(q{SELECT to_regclass('shop.named_next')}), '',
 	'nothing is left of a refused change');
 
+# A table that feeds a store through several sets of keys
+$store->sql(
+	q{CREATE TABLE shop.several (id text, other text);
+	SELECT hrflow_create_store('shop.various', 'real[]');
+	SELECT hrflow_track_table('shop.various', 'shop.several', 'id', 'acme');
+	DO $$ BEGIN EXECUTE (SELECT replace(replace(pg_get_triggerdef(oid), tgname, 'again'), '''id''',
+		'''other''') FROM pg_trigger
+		WHERE tgrelid = 'shop.several'::regclass AND tgname LIKE '%delete'); END $$});
+like(
+	$node->error_of(q{SET ROLE keeper; SELECT hrflow_change_model('shop.various')}),
+	qr/55000: triggers on table "several" that feed store shop\.various have different columns/,
+	'the model is not changed if a table feeds the store through several sets of keys');
+
+# A table that is being untracked in batches
+$store->sql(
+	q{SELECT hrflow_track_table('shop.various', 'shop.several', 'id', 'acme');
+	DO $$ DECLARE name text; BEGIN
+		FOR name IN SELECT tgname FROM pg_trigger WHERE tgrelid = 'shop.several'::regclass
+			AND NOT tgisinternal AND tgname NOT LIKE '%delete'
+		LOOP EXECUTE format('DROP TRIGGER %I ON shop.several', name); END LOOP;
+		EXECUTE (SELECT format('ALTER TABLE shop.several DISABLE TRIGGER %I', tgname)
+			FROM pg_trigger WHERE tgrelid = 'shop.several'::regclass AND tgname LIKE '%delete');
+	END $$;
+	SELECT hrflow_change_model('shop.various');
+	SELECT hrflow_switch_model('shop.various')});
+is( $store->sql(q{SELECT count(*) FROM pg_trigger WHERE tgrelid = 'shop.several'::regclass}),
+	0, 'a table that is being untracked does not feed the second store');
+
 # Another store has the name
 $store->sql(q{SELECT hrflow_create_store('shop.embedding_next', 'real[]', content => 'job')});
 like(
