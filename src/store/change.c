@@ -65,14 +65,18 @@ static const char track_manual_sql[] =
 
 /*
  * Statement that counts the profiles that have vectors in the first store, and
- * those of them that have vectors in the second one, whose table of vectors is
- * %s.
+ * those of them that have vectors of the same sections in the second one, whose
+ * table of vectors is %s.
  */
 static const char count_vectors_sql[] =
-"SELECT count(*), count(n.i)"
-" FROM (SELECT DISTINCT v.source_id AS s, v.%I AS i FROM %V AS v) AS o"
-" LEFT JOIN (SELECT DISTINCT v.source_id AS s, v.%I AS i FROM %s AS v) AS n"
-" ON n.s = o.s AND n.i = o.i";
+"SELECT count(*), count(*) FILTER (WHERE c.has_all)"
+" FROM (SELECT bool_and(n.i IS NOT NULL) AS has_all"
+" FROM (SELECT DISTINCT v.source_id AS s, v.%I AS i, v.section"
+" FROM %V AS v) AS o"
+" LEFT JOIN (SELECT DISTINCT v.source_id AS s, v.%I AS i, v.section"
+" FROM %s AS v) AS n"
+" ON n.s = o.s AND n.i = o.i AND n.section = o.section"
+" GROUP BY o.s, o.i) AS c";
 
 static const char copy_erased_sql[] =
 "INSERT INTO %R (erased_at, reason, vectors, put_aside_at, fingerprint)"
@@ -554,7 +558,7 @@ open_next(const HrflowStore *store, HrflowStore *next)
 
 /*
  * Do enough of the profiles that have vectors in the first store have vectors
- * in the second one?  If not, say so in a NOTICE.
+ * of the same sections in the second one?  If not, say so in a NOTICE.
  */
 static bool
 has_enough(const HrflowStore *store, const HrflowStore *next, double part)
@@ -569,9 +573,9 @@ has_enough(const HrflowStore *store, const HrflowStore *next, double part)
 	if (nready >= part * n)
 		return true;
 	ereport(NOTICE,
-			(errmsg("store %s is not replaced yet because only " INT64_FORMAT " of " INT64_FORMAT " profiles have vectors in %s",
+			(errmsg("store %s is not replaced yet because only " INT64_FORMAT " of " INT64_FORMAT " profiles have vectors of the same sections in %s",
 					store->vectors_name, nready, n, next->vectors_name),
-			 errhint("Refresh %s, or pass a lower \"part\".",
+			 errhint("Refresh the same fields of %s, or pass a lower \"part\".  Profiles that are in no table are not refreshed.",
 					 next->vectors_name)));
 	return false;
 }

@@ -133,7 +133,7 @@ foreach my $case (
 	like(
 		ask($switch),
 		qr/\Af\n.*NOTICE:\ \ store\ $name\.embedding\ is\ not\ replaced\ yet\ because\ only\ 6\ of
-			\ @{[ $n - 1 ]}\ profiles\ have\ vectors\ in\ $name\.embedding_next\n/x,
+			\ @{[ $n - 1 ]}\ profiles\ have\ vectors\ of\ the\ same\ sections\ in\ $name\.embedding_next\n/x,
 		"$what is not replaced before the second store is filled");
 	is($store->sql($fed_by), $feeders, "a refused switch changes no trigger of $what");
 
@@ -455,6 +455,19 @@ like($before, qr/delete\|A/, 'a trigger is enabled always before the switch');
 $store->sql(q{SELECT hrflow_switch_model('shop.embedding', 0)});
 is($store->sql($access) =~ s/^embedding\|own\|PERMISSIVE\|\{public\}\|DELETE\|false\|\n//mr,
 	$before, 'privileges, policies, the delay and ENABLE ALWAYS are copied at the switch');
+
+# A section that the second store lacks
+my $narrow = Hrflow::Store->new($node, $api, 'narrow');
+$narrow->fill(4);
+$narrow->call;
+$narrow->sql(q{SELECT hrflow_change_model('narrow.embedding')});
+refresh_next({ %$narrow, fields => q{fields => '{"profile": 1}'} });
+like(
+	ask(q{SELECT hrflow_switch_model('narrow.embedding')}),
+	qr/NOTICE:  .* only 0 of 4 profiles have vectors of the same sections in/,
+	'a store is not replaced by one that lacks a section');
+is(ask(q{SELECT hrflow_switch_model('narrow.embedding', 0)}),
+	"t\n", 'a store is replaced by one that lacks a section if no part is required');
 
 # Triggers that a dump has restored feed a store by its name only
 my $nfeeding = q{SELECT count(*) FROM pg_trigger WHERE tgrelid = 'shop.candidate'::regclass
