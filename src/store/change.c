@@ -475,9 +475,9 @@ hrflow_change_model(PG_FUNCTION_ARGS)
 						   hrflow_store_relation_name(vectors)),
 				 errhint("Complete the change with hrflow_switch_model(), or give it up with hrflow_drop_store(%s).",
 						 quote_literal_cstr(hrflow_store_relation_name(vectors)))));
-	check_feeders(&store, function);
 	feeders = hrflow_feeder_find(&store, function, InvalidOid,
 								 ShareRowExclusiveLock);
+	check_feeders(&store, function);
 	name = hrflow_beside_name(get_namespace_name(RelationGetNamespace(store.vectors)),
 							  RelationGetRelationName(store.vectors), SUFFIX);
 	create = make_create_statement(&store, name, PG_ARGISNULL(1) ? NULL :
@@ -632,12 +632,12 @@ prepare_switch(const HrflowStore *store, const HrflowStore *next, Oid caller,
 
 	hrflow_store_check_manual(store);
 	hrflow_store_check_manual(next);
-	check_feeders(store, function);
-	check_feeders(next, function);
 	of_next = hrflow_feeder_find(next, function, InvalidOid,
 								 AccessExclusiveLock);
 	of_old = hrflow_feeder_find(store, function, InvalidOid,
 								AccessExclusiveLock);
+	check_feeders(store, function);
+	check_feeders(next, function);
 	find_tables(store, tables);
 	find_tables(next, switching->tables);
 	for (int i = 0; i < NTABLES; i++)
@@ -665,6 +665,7 @@ prepare_switch(const HrflowStore *store, const HrflowStore *next, Oid caller,
 	hrflow_erased_untracked(store, &switching->untracked);
 	hrflow_store_execute_latest(hrflow_store_sql(store, track_manual_sql,
 												 next->profiles_name), NULL);
+	hrflow_restore_wanted(next, function);
 
 	switching->name = store->vectors_name;
 	switching->bare_name = pstrdup(RelationGetRelationName(store->vectors));

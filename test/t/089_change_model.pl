@@ -350,7 +350,7 @@ $store->sql(
 	END $$;
 	SELECT hrflow_change_model('shop.various');
 	SELECT hrflow_switch_model('shop.various')});
-is( $store->sql(q{SELECT count(*) FROM pg_trigger WHERE tgrelid = 'shop.several'::regclass}),
+is($store->sql(q{SELECT count(*) FROM pg_trigger WHERE tgrelid = 'shop.several'::regclass}),
 	0, 'a table that is being untracked does not feed the second store');
 
 # Another store has the name
@@ -469,6 +469,23 @@ like(
 is(ask(q{SELECT hrflow_switch_model('narrow.embedding', 0)}),
 	"t\n", 'a store is replaced by one that lacks a section if no part is required');
 
+# A profile that is unwanted in both stores, and then tracked explicitly in the first one
+$narrow->sql(
+	q{SELECT hrflow_change_model('narrow.embedding');
+	INSERT INTO narrow.embedding_next (source_id, profile_id, section, item, vector)
+		SELECT source_id, profile_id, 'profile', 0, '{1,2}' FROM narrow.embedding_next_profile;
+	UPDATE narrow.embedding_next_profile SET state = 'ok', due_at = now() + interval '1 day';
+	SELECT hrflow_untrack_table('narrow.embedding', 'narrow.candidate');
+	SELECT hrflow_untrack_table('narrow.embedding_next', 'narrow.candidate');
+	SELECT hrflow_track('narrow.embedding', 'acme', ARRAY[min(profile_id)])
+	FROM narrow.embedding_profile;
+	SELECT hrflow_switch_model('narrow.embedding', 0)});
+is( $narrow->sql(
+		q{SELECT state, count(v.profile_id) FROM narrow.embedding_profile
+		LEFT JOIN narrow.embedding v USING (source_id, profile_id) GROUP BY 1 ORDER BY 1}),
+	"ok|1\nunwanted|0",
+	'a profile that is tracked explicitly gets its vectors back');
+
 # Triggers that a dump has restored feed a store by its name only
 my $nfeeding = q{SELECT count(*) FROM pg_trigger WHERE tgrelid = 'shop.candidate'::regclass
 	AND NOT tgisinternal};
@@ -486,7 +503,7 @@ $store->sql(
 	SELECT hrflow_switch_model('shop.embedding', 0);
 	INSERT INTO shop.candidate (hrflow_id) VALUES ('cook-80')});
 is($store->sql($nfeeding), $nbefore, 'triggers that a dump has restored are replaced');
-is( $store->sql(q{SELECT state FROM shop.embedding_profile WHERE profile_id = 'cook-80'}),
+is($store->sql(q{SELECT state FROM shop.embedding_profile WHERE profile_id = 'cook-80'}),
 	'due', 'a table whose triggers a dump has restored feeds the new store');
 
 # Default privileges, and a privilege that is revoked after the switch has taken its snapshot
@@ -500,7 +517,8 @@ $store->sql(
 	GRANT SELECT ON shop.embedding, shop.embedding_run TO nosy;
 	SELECT hrflow_change_model('shop.embedding');
 	ALTER DEFAULT PRIVILEGES IN SCHEMA shop REVOKE ALL ON TABLES FROM nosy, PUBLIC});
-is($store->sql($readable), 'embedding embedding_run',
+is( $store->sql($readable),
+	'embedding embedding_run',
 	'only the owner has privileges on the second store');
 my $session = Hrflow::Session->new($node);
 $session->ask('SET ROLE keeper;');
