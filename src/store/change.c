@@ -566,8 +566,8 @@ has_enough(const HrflowStore *store, const HrflowStore *next, double part)
 	int64		n;
 	int64		nready;
 
-	hrflow_store_execute(hrflow_store_sql(store, count_vectors_sql,
-										  next->vectors_name), NULL);
+	hrflow_store_execute_latest(hrflow_store_sql(store, count_vectors_sql,
+												 next->vectors_name), NULL);
 	n = DatumGetInt64(hrflow_store_datum(0, 1));
 	nready = DatumGetInt64(hrflow_store_datum(0, 2));
 	if (nready >= part * n)
@@ -632,12 +632,8 @@ prepare_switch(const HrflowStore *store, const HrflowStore *next, Oid caller,
 
 	hrflow_store_check_manual(store);
 	hrflow_store_check_manual(next);
-	of_next = hrflow_feeder_find(next, function, InvalidOid,
-								 AccessExclusiveLock);
-	of_old = hrflow_feeder_find(store, function, InvalidOid,
-								AccessExclusiveLock);
-	check_feeders(store, function);
-	check_feeders(next, function);
+	(void) hrflow_feeder_find(next, function, InvalidOid, AccessExclusiveLock);
+	(void) hrflow_feeder_find(store, function, InvalidOid, AccessExclusiveLock);
 	find_tables(store, tables);
 	find_tables(next, switching->tables);
 	for (int i = 0; i < NTABLES; i++)
@@ -647,6 +643,14 @@ prepare_switch(const HrflowStore *store, const HrflowStore *next, Oid caller,
 		if (OidIsValid(switching->tables[i]))
 			LockRelationOid(switching->tables[i], AccessExclusiveLock);
 	}
+
+	/* Another session may have tracked a table before we got the locks. */
+	of_next = hrflow_feeder_find(next, function, InvalidOid,
+								 AccessExclusiveLock);
+	of_old = hrflow_feeder_find(store, function, InvalidOid,
+								AccessExclusiveLock);
+	check_feeders(store, function);
+	check_feeders(next, function);
 
 	if (OidIsValid(tables[ERASED]))
 	{

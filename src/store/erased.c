@@ -56,12 +56,15 @@ static const char note_sql[] =
 " FROM (%s) AS x GROUP BY x.source_id, x.%I, (%s)::text)";
 
 /*
- * Query for the fingerprints of the profiles that hrflow_untrack() has erased,
- * and that are not tracked, as an array, or null if there are none.
+ * Query for the fingerprints of the profiles that hrflow_untrack() has erased
+ * last, and that are not tracked, as an array, or null if there are none.
  */
 static const char untracked_sql[] =
 "SELECT array_agg(DISTINCT e.fingerprint) FROM %R AS e"
 " WHERE e.reason = 'untrack' AND e.put_aside_at IS NULL"
+" AND NOT EXISTS (SELECT FROM %R AS l"
+" WHERE l.fingerprint = e.fingerprint AND l.erased_at > e.erased_at"
+" AND (l.reason <> 'untrack' OR l.put_aside_at IS NOT NULL))"
 " AND NOT EXISTS (SELECT FROM %P AS p"
 " WHERE " FINGERPRINT_SQL("p") " = e.fingerprint)";
 
@@ -131,8 +134,8 @@ hrflow_erased_untracked(const HrflowStore *store,
 
 	if (!OidIsValid(record))
 		return;
-	hrflow_store_execute_latest(hrflow_store_sql(store, untracked_sql, record),
-								NULL);
+	hrflow_store_execute_latest(hrflow_store_sql(store, untracked_sql,
+												 record, record), NULL);
 	array = SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1,
 						  &is_null);
 	if (!is_null)

@@ -634,6 +634,20 @@ is( at_once(
 is($store->sql(q{SELECT count(*) FROM shop.embedding_profile WHERE profile_id = 'nurse-77'}),
 	0, 'a person whose deletion delays the switch is erased');
 
+# No other table feeds this store, so the switch waits for a lock on the store.
+$store->sql(
+	q{SELECT hrflow_create_store('shop.bare', 'real[]'); SELECT hrflow_change_model('shop.bare');
+	CREATE TABLE shop.later (hrflow_id text)});
+is( at_once(
+		q{SELECT hrflow_track_table('shop.bare', 'shop.later', 'hrflow_id', source_id => 'acme')},
+		q{SELECT hrflow_switch_model('shop.bare')}),
+	't',
+	'the switch waits until a table has been tracked');
+$store->sql(q{INSERT INTO shop.later VALUES ('nurse-78')});
+is($store->sql(q{SELECT count(*) FROM shop.bare_profile}),
+	1, 'a table that was tracked while the switch was waiting feeds the store');
+$store->sql(q{SELECT hrflow_drop_store('shop.bare'); DROP TABLE shop.later});
+
 # A run of the second store in progress continues under the new name
 $store->sql('DELETE FROM shop.late');
 $store->track("SELECT 'nurse-' || i FROM generate_series(1, 8) i");
