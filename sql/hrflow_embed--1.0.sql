@@ -433,19 +433,20 @@ AS 'MODULE_PATHNAME'
 LANGUAGE C VOLATILE CALLED ON NULL INPUT PARALLEL UNSAFE;
 
 COMMENT ON FUNCTION hrflow_change_model(regclass, text) IS
-'create a second store beside a store, for the vectors of another model';
+'create a second store for the vectors of another model';
 
 REVOKE ALL ON FUNCTION hrflow_change_model(regclass, text) FROM PUBLIC;
 
--- The function drops the store, and gives its name to NAME_next, or returns
--- false if too few profiles have vectors in NAME_next.
+-- Drops the store, gives its name to NAME_next, and returns true.  Returns false,
+-- and changes nothing, if too few profiles have vectors of the same sections in
+-- NAME_next.
 CREATE FUNCTION hrflow_switch_model(store regclass, part double precision DEFAULT 1)
 RETURNS boolean
 AS 'MODULE_PATHNAME'
 LANGUAGE C VOLATILE STRICT PARALLEL UNSAFE;
 
 COMMENT ON FUNCTION hrflow_switch_model(regclass, double precision) IS
-'replace a store by the one that hrflow_change_model() has created, once that is filled';
+'replace a store with its second store, if enough profiles have vectors there';
 
 REVOKE ALL ON FUNCTION hrflow_switch_model(regclass, double precision) FROM PUBLIC;
 

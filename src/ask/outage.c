@@ -130,9 +130,8 @@ hrflow_outage_could_cause(const HrflowResult *result)
 }
 
 /*
- * Does this result show neither that the server is down nor that it is up?  A
- * server error may be caused by the element, or by what is left of a server
- * that is down.
+ * Does this result show neither that the server is down nor that it is up?
+ * Other server errors may be caused by the element, or by a partial outage.
  */
 static bool
 is_inconclusive(const HrflowResult *result)

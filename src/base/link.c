@@ -148,9 +148,9 @@ hrflow_link_refusal(const char *link, const char *hosts, bool *by_name)
 }
 
 /*
- * Return a printable description of a link, palloc'd: the part before the
- * query (which usually contains a signature) and the fragment, clipped to 300
- * bytes, without user and password.
+ * Return a printable description of a link, palloc'd: the link without its
+ * query (which usually contains a signature), fragment, user and password,
+ * clipped to 300 bytes.
  */
 char *
 hrflow_link_describe(const char *link)
@@ -162,8 +162,8 @@ hrflow_link_describe(const char *link)
 	HrflowUrl	url;
 
 	/*
-	 * If the link is not valid, and has an "@" after this part, a password
-	 * may begin in this part.
+	 * If an invalid link has an "@" after the part to be shown, a password
+	 * may begin in that part, so show only the scheme.
 	 */
 	if (strchr(link + length, '@') != NULL &&
 		hrflow_url_parse(link, &url) != NULL)

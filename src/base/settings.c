@@ -522,8 +522,8 @@ hrflow_settings_define(void)
 							 NULL, NULL, NULL);
 
 	DefineCustomIntVariable("hrflow_embed.max_erased_percent",
-							"Sets the percentage of a store's profiles that may lose vectors within 24 hours without being deleted.",
-							"However low it is, 20 profiles may lose vectors.",
+							"Sets the maximum percentage of a store's profiles that may lose vectors within 24 hours without being deleted or untracked.",
+							"At least 20 profiles may lose vectors, regardless of this setting.",
 							&max_erased_percent, 5, 0, 100,
 							PGC_USERSET, 0,
 							NULL, NULL, NULL);

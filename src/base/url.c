@@ -223,7 +223,7 @@ hrflow_url_bad_proxy(const char *value)
 			host += strcspn(host, "@") + 1;
 		copy = psprintf("http://%s", host);
 
-		/* A user or password with one of these characters leaves an "@". */
+		/* If the password contains "@", "/", "?" or "#", an "@" is left. */
 		why = strchr(host, '@') != NULL ?
 			gettext_noop("The value has a character that must be percent-encoded.") :
 			hrflow_url_parse(copy, &url);

@@ -84,8 +84,8 @@ static const char lock_sql[] =
 " ORDER BY p.source_id, p.%I%s) AS l";
 
 /*
- * Locking clauses for profiles that may be erased.  The second one skips rows
- * that other sessions have locked.
+ * Locking clauses for profiles that may be put aside or erased.  The second
+ * one skips rows that other sessions have locked.
  */
 static const char lock_all_sql[] = " FOR UPDATE OF p";
 static const char lock_free_sql[] = " FOR UPDATE OF p SKIP LOCKED";
@@ -149,8 +149,8 @@ static const char not_yet_unwanted_sql[] =
 /*
  * Queries for the keys of the profiles that put_unwanted_sql has erased, to be
  * recorded in NAME_erased.  If their table was untracked, "put_aside_at" is
- * set, which distinguishes them from profiles that hrflow_untrack() has erased;
- * see erased.c.
+ * set, which distinguishes them from profiles that hrflow_untrack() has
+ * erased; see erased.c.
  */
 #define ERASED_AT_ONCE_SQL(put_aside_at) \
 	"SELECT e.source_id, e.%I, 0 AS n, " put_aside_at " AS put_aside_at" \
@@ -282,8 +282,8 @@ hrflow_aside_lock(const HrflowStore *store, bool wait, Oid *table)
 /*
  * Return a WITH query that inserts the rows of the WITH query "vectors" into
  * NAME_aside.  "vectors" must have the columns of the table of vectors, and
- * "state" and "due_at".  If the store has no table NAME_aside, returns an empty
- * string; "vectors" must then return no rows.
+ * "state" and "due_at".  If the store has no table NAME_aside, returns an
+ * empty string; "vectors" must then return no rows.
  */
 const char *
 hrflow_aside_put_sql(const HrflowStore *store, const char *reason)
@@ -583,9 +583,9 @@ hrflow_store_orphans(PG_FUNCTION_ARGS)
 	if (problem != NULL)
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-				 errmsg("cannot find vectors of store %s in relation \"%s" SUFFIX "\"",
-						store.vectors_name,
-						RelationGetRelationName(store.vectors)),
+				 errmsg("cannot search relation \"%s" SUFFIX "\" for vectors of store %s",
+						RelationGetRelationName(store.vectors),
+						store.vectors_name),
 				 errdetail_internal("%s", problem),
 				 errhint("If this is the store's own table, revert the change made to it.  Otherwise, rename the relation.")));
 	n = hrflow_store_execute(hrflow_store_sql(&store, orphans_sql,

@@ -65,8 +65,8 @@ static const char track_manual_sql[] =
 
 /*
  * Statement that counts the profiles that have vectors in the first store, and
- * those of them that have vectors of the same sections in the second one, whose
- * table of vectors is %s.
+ * those of them that have vectors of the same sections in the second one,
+ * whose table of vectors is %s.
  */
 static const char count_vectors_sql[] =
 "SELECT count(*), count(*) FILTER (WHERE c.has_all)"
@@ -145,11 +145,12 @@ static const char copy_access_sql[] =
 " WHERE d.adrelid = $1 AND t.attname = 'delete_at'";
 
 /*
- * Query that returns whether table of vectors $1 has an index of pgvector, and
- * table of vectors $2 has none.
+ * Query that returns whether table of vectors $1 has a pgvector index, and
+ * table of vectors $2 has no valid one.
  */
 static const char lacks_index_sql[] =
-"SELECT COALESCE(bool_or(i.indrelid = $1) AND NOT bool_or(i.indrelid = $2),"
+"SELECT COALESCE(bool_or(i.indrelid = $1)"
+" AND NOT bool_or(i.indrelid = $2 AND i.indisvalid),"
 " false) FROM pg_index AS i JOIN pg_class AS c ON c.oid = i.indexrelid"
 " JOIN pg_am AS m ON m.oid = c.relam"
 " WHERE i.indrelid IN ($1, $2) AND m.amname IN ('hnsw', 'ivfflat')";
@@ -160,7 +161,7 @@ static const char lacks_index_sql[] =
  * ------------------------------------------------------------------------
  */
 
-/* Numbers of the tables of a store. */
+/* Positions of a store's tables in an array of their OIDs. */
 enum
 {
 	VECTORS,
@@ -235,9 +236,9 @@ find_next(const HrflowStore *store)
 }
 
 /*
- * Throw 55000, after a WARNING that says why, if a table that was tracked for
- * the store no longer feeds it because of its owner.  It could not be tracked
- * for the other store.
+ * Throw 55000, after the WARNING of hrflow_feeder_owns_all(), if the owner of
+ * a tracked table has changed: such a table cannot be tracked for the other
+ * store.
  */
 static void
 check_feeders(const HrflowStore *store, Oid function)
@@ -245,8 +246,10 @@ check_feeders(const HrflowStore *store, Oid function)
 	if (!hrflow_feeder_owns_all(store, function))
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-				 errmsg("cannot change the model of store %s because of the owner of a tracked table",
-						store->vectors_name)));
+				 errmsg("cannot change the model of store %s",
+						store->vectors_name),
+				 errdetail("A table that feeds the store, or a partition or inheritance child of such a table, does not belong to the owner of the store."),
+				 errhint("Change the owner of that table to the owner of the store.")));
 }
 
 static bool
@@ -264,12 +267,11 @@ feeds(const List *feeders, Oid table)
 
 /*
  * Append to "statements" those that track the tables that feed a store, except
- * the tables in "others", for the store "name" instead.  "feeders" and "others"
- * are results of hrflow_feeder_find(), which has locked the tables.
+ * the tables in "others", for the store "name" instead.  "feeders" and
+ * "others" are results of hrflow_feeder_find(), which has locked the tables.
  *
  * Omits tables that are being untracked.  Throws 55000 if a table feeds the
- * store through several sets of keys, because hrflow_track_table() permits only
- * one.
+ * store through several sets of keys.
  */
 static List *
 add_track_statements(List *statements, const HrflowStore *store,
@@ -316,8 +318,9 @@ add_track_statements(List *statements, const HrflowStore *store,
 }
 
 /*
- * Drop those triggers that feed a store only by its name, because a dump has
- * restored them.  They would remain after the store is renamed.
+ * Drop the triggers that feed a store only because they name it: they were
+ * restored from a dump, which does not preserve their dependency on the store.
+ * Once the store is renamed, hrflow_track_table() would not replace them.
  */
 static void
 drop_restored(const HrflowStore *store, const List *feeders)
@@ -344,8 +347,8 @@ execute_all(const List *statements)
 }
 
 /*
- * Set those triggers that feed the store to ENABLE ALWAYS that correspond to
- * triggers in "feeders" that are set to it.
+ * Set each trigger that feeds the store to ENABLE ALWAYS if a trigger in
+ * "feeders" on the same table and of the same type is set to ENABLE ALWAYS.
  */
 static void
 keep_always(const HrflowStore *store, Oid function, const List *feeders)
@@ -375,7 +378,7 @@ keep_always(const HrflowStore *store, Oid function, const List *feeders)
 
 /*
  * Set search_path for statements that are executed while no store is open.
- * AtEOXact_GUC() restores it, given the result.
+ * Returns the nest level to pass to AtEOXact_GUC(), which restores it.
  */
 static int
 fix_search_path(void)
@@ -396,8 +399,8 @@ fix_search_path(void)
 
 /*
  * Return the statement that creates the second store, with the quoted and
- * qualified name "name".  "vector_type" is the type of its vectors, or NULL for
- * that of the first store without its dimension.
+ * qualified name "name".  "vector_type" is the type of its vectors, or NULL
+ * for that of the first store without its dimension.
  */
 static char *
 make_create_statement(const HrflowStore *store, const char *name,
@@ -469,11 +472,10 @@ hrflow_change_model(PG_FUNCTION_ARGS)
 	if (OidIsValid(vectors))
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-				 errmsg("the model of store %s is being changed already",
-						store.vectors_name),
-				 errdetail("Relation %s exists.",
-						   hrflow_store_relation_name(vectors)),
-				 errhint("Complete the change with hrflow_switch_model(), or give it up with hrflow_drop_store(%s).",
+				 errmsg("cannot change the model of store %s because relation %s exists",
+						store.vectors_name,
+						hrflow_store_relation_name(vectors)),
+				 errhint("If a change has begun, complete it with hrflow_switch_model(), or give it up with hrflow_drop_store(%s).  Otherwise, rename the relation.",
 						 quote_literal_cstr(hrflow_store_relation_name(vectors)))));
 	feeders = hrflow_feeder_find(&store, function, InvalidOid,
 								 ShareRowExclusiveLock);
@@ -508,25 +510,24 @@ hrflow_change_model(PG_FUNCTION_ARGS)
 
 /*
  * ------------------------------------------------------------------------
- * Completing it
+ * Completing a change
  * ------------------------------------------------------------------------
  */
 
 /*
- * What remains to be done after both stores have been closed.
+ * State of a switch, which is kept after both stores have been closed.
  */
 typedef struct Switching
 {
 	char	   *name;			/* quoted and qualified name of the store */
 	char	   *bare_name;		/* name of its table of vectors */
 	Oid			tables[NTABLES];	/* of the second store, or InvalidOid */
-	List	   *copies;			/* statements that give the renamed tables the
-								 * privileges of the first store */
+	List	   *copies;			/* statements that copy privileges and so on */
 	List	   *feeders;		/* triggers that feed the stores */
-	List	   *tracks;			/* statements that track their tables */
+	List	   *tracks;			/* statements that track the tables again */
 	HrflowParameters untracked; /* result of hrflow_erased_untracked() */
-	bool		lacks_index;	/* is an index missing in the second store? */
-	bool		has_job;		/* was a store scheduled? */
+	bool		lacks_index;	/* will the store lose its pgvector index? */
+	bool		has_job;		/* did either store have an active job? */
 	HrflowJob	job;
 } Switching;
 
@@ -544,7 +545,7 @@ open_next(const HrflowStore *store, HrflowStore *next)
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 				 errmsg("the model of store %s is not being changed",
 						store->vectors_name),
-				 errdetail("There is no table \"%s\" in the same schema.",
+				 errdetail("There is no relation \"%s\" in the same schema.",
 						   get_next_name(store)),
 				 errhint("Call hrflow_change_model() first.")));
 	hrflow_store_open(next, vectors, InvalidOid, HRFLOW_STORE_OWN);
@@ -570,12 +571,13 @@ has_enough(const HrflowStore *store, const HrflowStore *next, double part)
 												 next->vectors_name), NULL);
 	n = DatumGetInt64(hrflow_store_datum(0, 1));
 	nready = DatumGetInt64(hrflow_store_datum(0, 2));
-	if (nready >= part * n)
+	if (n == 0 || (double) nready / n >= part)
 		return true;
 	ereport(NOTICE,
-			(errmsg("store %s is not replaced yet because only " INT64_FORMAT " of " INT64_FORMAT " profiles have vectors of the same sections in %s",
-					store->vectors_name, nready, n, next->vectors_name),
-			 errhint("Refresh the same fields of %s, or pass a lower \"part\".  Profiles that are in no table are not refreshed.",
+			(errmsg("store %s was not replaced", store->vectors_name),
+			 errdetail("Only " INT64_FORMAT " of " INT64_FORMAT " profiles have vectors of the same sections in %s.",
+					   nready, n, next->vectors_name),
+			 errhint("Refresh %s with the same fields, or pass a lower \"part\".  Profiles that are in no table and were not tracked by hrflow_track() are never refreshed.",
 					 next->vectors_name)));
 	return false;
 }
@@ -613,13 +615,15 @@ has_no_index(Oid old, Oid new)
 }
 
 /*
- * Lock everything that will change, copy the record of what was erased, and
- * find out what remains to be done.  The tables that feed the stores are
- * locked first, like in a statement that changes their rows.
+ * Lock both stores and the tables that feed them, and find out what remains to
+ * be done.  Also copy the record of erasures, track the profiles that
+ * hrflow_track() has tracked in the first store, and drop restored triggers of
+ * the second one.  The tables that feed the stores are locked first, as by a
+ * statement that changes their rows.
  *
- * If a table feeds both stores, it will be tracked as for the second one.
- * Tables that feed only the first store, because they were tracked since the
- * beginning of the change, are not forgotten.
+ * A table that feeds both stores will be tracked with its arguments for the
+ * second one.  A table that feeds only the first store, because it was tracked
+ * after the change had begun, will be tracked, too.
  */
 static void
 prepare_switch(const HrflowStore *store, const HrflowStore *next, Oid caller,
@@ -657,10 +661,12 @@ prepare_switch(const HrflowStore *store, const HrflowStore *next, Oid caller,
 		if (!OidIsValid(switching->tables[ERASED]))
 			ereport(ERROR,
 					(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-					 errmsg("store %s cannot keep the record in %s",
-							next->vectors_name,
-							hrflow_store_relation_name(tables[ERASED])),
-					 errdetail("It has no table for the record of what was erased.")));
+					 errmsg("store %s has no usable table for its record of erasures",
+							next->vectors_name),
+					 errdetail("The record in %s would be lost.",
+							   hrflow_store_relation_name(tables[ERASED])),
+					 errhint("Drop store %s, and call hrflow_change_model() again.",
+							 next->vectors_name)));
 		hrflow_store_execute_latest(hrflow_store_sql(NULL, copy_erased_sql,
 													 switching->tables[ERASED],
 													 tables[ERASED]), NULL);
@@ -689,7 +695,7 @@ prepare_switch(const HrflowStore *store, const HrflowStore *next, Oid caller,
 }
 
 /*
- * Error context callback: replace the hint to use CASCADE.
+ * Error context callback: replace the hint that suggests CASCADE.
  */
 static void
 add_hint(void *arg)
@@ -743,16 +749,17 @@ replace_store(const Switching *switching, Oid caller)
 
 	hrflow_store_open(&store, switching->tables[VECTORS], InvalidOid,
 					  HRFLOW_STORE_OWN);
-
 	/* hrflow_track_table() has tracked again those that are still in a table. */
 	hrflow_erased_repeat(&store, &switching->untracked);
 	keep_always(&store, hrflow_feeder_function(caller), switching->feeders);
 	if (switching->has_job)
 		hrflow_schedule_again(&store, caller, &switching->job);
+	else
+		hrflow_schedule_forget(NULL, caller);
 	hrflow_store_close(&store);
 	if (switching->lacks_index)
 		ereport(NOTICE,
-				(errmsg("store %s no longer has an index of pgvector",
+				(errmsg("store %s no longer has a pgvector index",
 						switching->name),
 				 errhint("Execute the statement that this query returns: SELECT hrflow_index_statement(%s)",
 						 quote_literal_cstr(switching->name))));

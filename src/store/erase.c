@@ -40,9 +40,9 @@
  */
 
 /*
- * Statement that locks the profiles in HRFLOW_DELETED.  It returns their number
- * and whether HRFLOW_DELETED has more keys than that, but not the rows, which
- * SPI would store.
+ * Statement that locks the profiles in HRFLOW_DELETED.  It returns their
+ * number and whether HRFLOW_DELETED has more keys than that, but not the rows,
+ * which SPI would store.
  */
 static const char lock_sql[] =
 "SELECT count(*), count(*) < (SELECT count(*) FROM"
@@ -217,11 +217,10 @@ static const char count_recorded_sql[] =
 " AND n.erased_at > clock_timestamp() - interval '24 hours'";
 
 /*
- * Statement that counts the profiles that may have vectors, or had vectors 24
- * hours ago: profiles that have been refreshed, and are neither gone nor
- * unwanted.  %s excepts those that lost their vectors within the last 24 hours:
- * otherwise the limit would fall with each profile that it permits.  It stops
- * counting at $1.
+ * Statement that counts, up to $1, the profiles that have been refreshed, and
+ * are neither gone nor unwanted.  %s is a condition by which gone and unwanted
+ * profiles that lost their vectors within the last 24 hours are counted, too;
+ * otherwise the limit would fall with each profile that it permits.
  */
 static const char count_refreshed_sql[] =
 "SELECT count(*) FROM (SELECT FROM %P AS p"
@@ -232,11 +231,11 @@ static const char not_today_sql[] =
 " AND (p.erased_at > clock_timestamp() - interval '24 hours') IS NOT TRUE";
 
 /*
- * Number of profiles of a store that may lose more than half of the vectors of
- * a section within 24 hours without being deleted or untracked by a user.  If
- * hrflow_embed.max_erased_percent of the store's profiles are more, so many
- * may.  If more profiles seem to have lost vectors, a wrong address, key or
- * source is a more likely cause.
+ * Minimum of the limit on the profiles of a store that may lose more than half
+ * of the vectors of a section within 24 hours without being deleted or
+ * untracked by a user.  The limit is this number or max_erased_percent of the
+ * profiles, whichever is greater.  If more profiles seem to have lost vectors,
+ * a wrong address, key or source is a more likely cause.
  */
 #define MAX_ERASED_FREE 20
 
@@ -278,8 +277,8 @@ lock_deleted(const HrflowStore *store, const char *condition, bool *has_more)
  * erase_orphans_sql or erase_profiles_sql.  "condition" is the condition for
  * erase_sql, or the query for erase_orphans_sql; it must be NULL for
  * erase_profiles_sql.  "aside_sql" is a WITH query that deletes the vectors of
- * these profiles from NAME_aside.  "reason" is the reason to be recorded, as an
- * SQL literal.
+ * these profiles from NAME_aside.  "reason" is the reason to be recorded, as
+ * an SQL literal.
  */
 static char *
 get_erase_sql(const HrflowStore *store, const char *template,
@@ -332,10 +331,10 @@ find_orphans(const HrflowStore *store)
 
 /*
  * Count the profiles that may have vectors, as far as is necessary to find out
- * whether "percent" of them, at least 1, is at least "n".  Does nothing if
- * *refreshed, the result of an earlier call, is sufficient.  A run calls this
- * in many of its transactions, so each scan counts at least twice as many
- * profiles as the one before.
+ * whether "percent" percent of their number is at least "n".  "percent" must
+ * be positive.  Does nothing if *refreshed, the result of an earlier call, is
+ * sufficient.  A run calls this in many of its transactions, so the limit of
+ * each scan is at least twice the previous count.
  */
 static void
 count_refreshed(const HrflowStore *store, int64 n, int percent,

@@ -56,8 +56,11 @@ static const char note_sql[] =
 " FROM (%s) AS x GROUP BY x.source_id, x.%I, (%s)::text)";
 
 /*
- * Query for the fingerprints of the profiles that hrflow_untrack() has erased
- * last, and that are not tracked, as an array, or null if there are none.
+ * Query for the fingerprints of the profiles that have no row in the table of
+ * profiles, and whose latest erasure was by hrflow_untrack() or
+ * hrflow_untrack_batches(), as an array, or null if there are none.  Erasures
+ * by hrflow_untrack_table() have the same reason, but also "put_aside_at"; see
+ * aside.c.
  */
 static const char untracked_sql[] =
 "SELECT array_agg(DISTINCT e.fingerprint) FROM %R AS e"
@@ -119,10 +122,9 @@ hrflow_erased_find(const HrflowStore *store)
 }
 
 /*
- * Add the fingerprints of the profiles that hrflow_untrack() has erased from a
- * store, and that are not tracked, to the parameters "fingerprints", as an
- * array.  Adds nothing if there are none, or if the store keeps no record of
- * erasures.
+ * Add the fingerprints that untracked_sql returns for a store to the
+ * parameters "fingerprints", as an array.  Adds nothing if there are none, or
+ * if the store keeps no record of erasures.
  */
 void
 hrflow_erased_untracked(const HrflowStore *store,

@@ -167,9 +167,10 @@ StaticAssertDecl(MAX_SOURCES == 16,
  * together are at least this many times as large as
  * min_parallel_table_scan_size, that is, 256 MB with the default of that
  * setting.  Each worker must start, load the session's libraries and map the
- * buffers that it reads.  The factor is an estimate of the size above which
- * workers save more time than they take; if it is wrong, searches are slower
- * than they could be.  A partitioned table is not measured.
+ * buffers that it reads.  The factor is an estimate: above the resulting size,
+ * workers should save more time than they take; if it is wrong, searches are
+ * slower than they could be.  A partitioned table is assumed to be large
+ * enough.
  */
 #define PARALLEL_SIZE_FACTOR 32
 

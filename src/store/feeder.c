@@ -322,10 +322,10 @@ read_feeders(Relation triggers, const HrflowStore *store, Oid function,
 }
 
 /*
- * Should a trigger represent its table?  "feeders" are triggers that were
- * considered before.  A table has several representatives if it has triggers
- * with different columns of identifiers or sources.  A disabled trigger on
- * DELETE or TRUNCATE may mean that the table is being untracked; see untrack.c.
+ * Should a trigger represent its table, for callers that need each table once?
+ * "feeders" are the triggers found so far.  A table has one representative for
+ * each set of key columns.  A disabled trigger on DELETE or TRUNCATE
+ * represents nothing, because the table may be being untracked; see untrack.c.
  */
 static bool
 should_represent(const List *feeders, const HrflowFeeder *feeder)
@@ -484,8 +484,9 @@ row_names(const HrflowStore *store, char *const *args)
 }
 
 /*
- * Return a subquery for the keys (s, i) of the profiles that the rows of a
- * table name.  "table" is SQL for the table; "distinct" is DISTINCT or empty.
+ * Return a subquery for the keys (s, i) of the profiles that are named by the
+ * rows of a table.  "table" is SQL for the table; "distinct" is DISTINCT or
+ * empty.
  */
 char *
 hrflow_feeder_profiles(const HrflowStore *store, char *const *args,

@@ -445,7 +445,7 @@ warn_of_shortened(const HrflowRun *run)
 	if (run->nshortened > USUAL_SHORTENED &&
 		run->nshortened > USUAL_SHORTENED_PART * nrefreshed)
 		ereport(WARNING,
-				(errmsg("refresh of %s has put aside elements of lists of " INT64_FORMAT " of " INT64_FORMAT " refreshed profiles",
+				(errmsg("refresh of %s has put aside vectors of some list elements in " INT64_FORMAT " of " INT64_FORMAT " refreshed profiles",
 						run->name, run->nshortened, nrefreshed),
 				 errdetail("The API no longer has the vectors of these elements."),
 				 errhint("If the elements still exist, call hrflow_restore() before their vectors are erased.")));

@@ -249,8 +249,8 @@ hrflow_ready_check(const HrflowStore *store)
 }
 
 /*
- * Return one of the triggers of a table, among those that feed the store, that
- * does not fire for ordinary changes, or NULL.
+ * Return a trigger of the table that feeds the store but does not fire for
+ * ordinary changes, or NULL if there is none.
  */
 static const Trigger *
 find_disabled(Relation table, const List *feeders)
@@ -275,21 +275,23 @@ find_disabled(Relation table, const List *feeders)
 }
 
 /*
- * Return an event for which a table has none of the triggers in "feeders", or
- * NULL.  UPDATE is omitted: see hrflow_columns_are_compared().
+ * Return an event for which a table has none of the triggers in "feeders" with
+ * the key columns of "feeder", or NULL.  UPDATE is omitted: see
+ * hrflow_columns_are_compared().
  */
 static const char *
-find_missing(Relation table, const List *feeders)
+find_missing(const HrflowFeeder *feeder, const List *feeders)
 {
 	int			types = 0;
 	ListCell   *cell;
 
 	foreach(cell, feeders)
 	{
-		const HrflowFeeder *feeder = lfirst(cell);
+		const HrflowFeeder *other = lfirst(cell);
 
-		if (feeder->table == RelationGetRelid(table))
-			types |= feeder->type;
+		if (other->table == feeder->table &&
+			hrflow_columns_same_keys(other->args, feeder->args))
+			types |= other->type;
 	}
 	return !TRIGGER_FOR_INSERT(types) ? "INSERT" :
 		!TRIGGER_FOR_DELETE(types) ? "DELETE" :
@@ -311,7 +313,7 @@ warn_of_table(const HrflowStore *store, Relation table,
 	bool		is_compared = hrflow_columns_are_compared(table,
 														  feeder->function,
 														  feeder->args);
-	const char *missing = find_missing(table, feeders);
+	const char *missing = find_missing(feeder, feeders);
 	const Trigger *disabled = find_disabled(table, feeders);
 
 	if (has_keys && is_compared && missing == NULL && disabled == NULL)

@@ -463,8 +463,9 @@ struct HrflowRun
 	/* Locks of other sessions; see work.c. */
 	int			lock_time;		/* maximum wait for a lock in the current
 								 * transaction, in ms */
-	int64		locks_until;	/* time at which the maximum wait is reduced
-								 * to a fifth of "lock_time" */
+	int64		locks_until;	/* time until which the vectors of each
+								 * further profile wait for locks, but for at
+								 * least a fifth of "lock_time" */
 	bool		has_locks;		/* has the current transaction locked the
 								 * tables that it writes? */
 	HrflowWork	locked_out;		/* work that was last rolled back because of a

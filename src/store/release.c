@@ -135,8 +135,8 @@ make_track_statement(const char *name, Relation table,
 }
 
 /*
- * Return the statement that tracks a table for the store "name" with the same
- * arguments with which it is tracked for "store".  "feeders" are the triggers
+ * Return the statement that tracks a table for the store "name" as it is
+ * tracked for "store".  "feeders" are the triggers
  * by which it feeds that store.  Throws 55000 if none of them is a trigger on
  * UPDATE, and the errors of make_track_statement().
  */

@@ -84,9 +84,9 @@ static const char may_drop_jobs_sql[] =
 " ELSE false END";
 
 /*
- * Statement that returns the schedule of the current user's job with the name
- * $1 in this database, and its statement, in which $3 replaces the beginning,
- * $2.
+ * Query for the schedule and the statement of the current user's active job
+ * with the name $1 in this database, if its statement begins with $2.  In the
+ * result, the statement begins with $3 instead.
  */
 static const char read_job_sql[] =
 "SELECT j.schedule, $3 || substr(j.command, length($2) + 1)"
@@ -433,8 +433,8 @@ hrflow_schedule_read(const HrflowStore *store, const char *name, Oid caller,
 }
 
 /*
- * Create a job for a store, as hrflow_schedule_read() has returned it, and drop
- * jobs for stores that no longer exist.
+ * Create a job for a store, as hrflow_schedule_read() has returned it, and
+ * drop jobs for stores that no longer exist.
  */
 void
 hrflow_schedule_again(const HrflowStore *store, Oid caller,

@@ -295,10 +295,10 @@ has_old_error(const HrflowProfile *profile)
  * minute, and at most an hour, or a day if MAX_LONG_POSTPONEMENT applies.
  * Thus the next run begins with other profiles.  An error counts as new if
  * requests for the profile were not completed, or if "failed_at" is not known.
- * However, each request for a profile whose lost vectors are not put aside is
- * paid for.  So if the "failed_at" of such a profile is not known, we assume
- * that the profile has had the error for an hour.  A random jitter shortens
- * the wait by up to a tenth.
+ * However, each request for a profile with "is_undecided" set is paid for.  So
+ * if the "failed_at" of such a profile is not known, we assume that the
+ * profile has had the error for an hour.  A random jitter shortens the wait by
+ * up to a tenth.
  */
 static TimestampTz
 postponed_until(const HrflowProfile *profile)

@@ -643,8 +643,8 @@ is_to_be_tried_again(HrflowRun *run, HrflowProfile *profile)
 
 /*
  * If the API does not know the source of a profile that was written, let all
- * other profiles of the source be postponed until this profile is due.  A
- * profile that was claimed, but not requested, is not counted in
+ * other profiles of the source be postponed until this profile is due.  If
+ * this profile was claimed, but not requested, stop counting it in
  * run->nclaimed.
  */
 static void

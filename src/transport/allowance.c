@@ -310,8 +310,8 @@ raise_allowed(HrflowAllowance *allowance, int64 now)
  * Admit a request, and count it, if the limit allows one now, and return
  * whether it does.  If not, return in *again when the caller should ask again,
  * and in *full_until when an exhausted limit admits requests again.
- * *full_until is 0 if the request is admitted or merely spread over the
- * period, or if the limit resets soon.
+ * *full_until is 0 if the request is admitted, if it is delayed only to spread
+ * requests (see SPREAD_PART), or if the limit resets soon.
  */
 bool
 hrflow_allowance_admit(HrflowAllowance *allowance, int64 now, int64 *again,

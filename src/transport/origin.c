@@ -10,11 +10,11 @@
  * requests wait only until the first request has been sent: see
  * release_waiting().
  *
- * An origin that does not answer over HTTP/2 gets only HTTP/1.1 requests from
- * then on.  But its HTTP/2 connections may have been lost for another reason,
- * for example because it was restarted.  Therefore, after FIRST_INTERVAL if
- * the origin used HTTP/2 before, and after each RETRY_INTERVAL, one request
- * offers HTTP/2 again.
+ * If requests to an origin are lost over HTTP/2, but answered over HTTP/1.1,
+ * we use HTTP/1.1.  The connections may have been lost for another reason,
+ * such as a restart, so one request offers HTTP/2 again after FIRST_INTERVAL,
+ * if the origin used HTTP/2 before, or else RETRY_INTERVAL, and then after
+ * each RETRY_INTERVAL.
  *
  * Backends share this information if shared memory is available: see shared.c.
  * Each entry is a single atomic number that combines 30 bits of the hash of
@@ -35,8 +35,9 @@
 #define RETRY_INTERVAL 600
 
 /*
- * The same for the first time if the origin is known to have used HTTP/2
- * before.  It has then probably been restarted, which takes about this long.
+ * Time after which to offer HTTP/2 for the first time to such an origin if it
+ * has used HTTP/2 before, in seconds.  The origin has probably been restarted,
+ * which takes about this long.
  */
 #define FIRST_INTERVAL 10
 
@@ -131,12 +132,12 @@ hrflow_origin_protocol(const char *url)
 }
 
 /*
- * Return the HTTP version for which to prepare a request that could use
- * HTTP/2.  This is the version of its origin, except that if it is time to
- * offer HTTP/2 again, it is HRFLOW_HTTP_1_1 for one request of all backends,
- * which then offers HTTP/2, but does not wait for another's connection.
- * "may_fail" tells whether the request will be retried if it fails.  Only such
- * a request may be that one, unless there has been none for another interval.
+ * Choose the HTTP version for a request that could use HTTP/2.  Usually this
+ * is the version of its origin.  When it is time to offer HTTP/2 again, a
+ * single request of all backends gets HRFLOW_HTTP_1_1, so that it offers
+ * HTTP/2 without waiting for another request's connection.  "may_fail" tells
+ * whether the request would be retried after a failure; a request that would
+ * not be retried offers HTTP/2 only RETRY_INTERVAL later.
  */
 HrflowProtocol
 hrflow_origin_choose(const char *url, bool may_fail)
@@ -159,9 +160,9 @@ hrflow_origin_choose(const char *url, bool may_fail)
 }
 
 /*
- * Record the HTTP version of a URL's origin.  HRFLOW_HTTP_1_1_ONLY, once
- * recorded, is kept until another origin needs the same entry; but a reply
- * over HTTP/2 replaces it if hrflow_origin_note_refusal() has recorded it.
+ * Record the HTTP version of a URL's origin.  HRFLOW_HTTP_1_1_ONLY is kept
+ * until another origin needs the entry, except that HTTP/2 replaces it if it
+ * was recorded by hrflow_origin_note_refusal().
  */
 void
 hrflow_origin_note(const char *url, HrflowProtocol protocol)
@@ -178,9 +179,9 @@ hrflow_origin_note(const char *url, HrflowProtocol protocol)
 }
 
 /*
- * Record that the origin of a URL has answered over HTTP/1.1 a request that it
- * did not answer over HTTP/2: record HRFLOW_HTTP_1_1_ONLY for a limited time,
- * unless it is recorded already.
+ * Called when an origin has answered over HTTP/1.1 a request that it did not
+ * answer over HTTP/2.  Records HRFLOW_HTTP_1_1_ONLY, with the time at which to
+ * offer HTTP/2 again, unless HRFLOW_HTTP_1_1_ONLY is recorded already.
  */
 void
 hrflow_origin_note_refusal(const char *url)

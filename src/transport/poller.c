@@ -30,10 +30,10 @@
 
 /*
  * Event that poll() reports if the peer has closed its half of the connection.
- * Systems that do not define it report POLLHUP.
+ * macOS does not define it, but reports POLLHUP if that is requested.
  */
 #ifndef POLLRDHUP
-#define POLLRDHUP 0
+#define POLLRDHUP POLLHUP
 #endif
 
 #define READABLE 1
@@ -326,9 +326,9 @@ hrflow_poller_find_silent(int local_port, int64 since)
 
 /*
  * Is the kernel sending data over a connection again, because the peer's
- * kernel has not acknowledged it?  Then the connection is probably dead, unlike
- * that of a server that takes a long time to reply.  Always false on systems
- * other than Linux.
+ * kernel has not acknowledged it?  Then the connection is probably dead,
+ * unlike that of a server that takes a long time to reply.  Always false on
+ * systems other than Linux.
  */
 bool
 hrflow_poller_is_cut_off(int fd)

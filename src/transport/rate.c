@@ -89,9 +89,9 @@
 #define BREAKER_FAILURES 16
 
 /*
- * Failures pause an account only if HRFLOW_ANSWERED was last reported less
- * than this time ago.  The pause is meant to bridge a restart of the server,
- * which takes less than a minute.
+ * Failures pause an account only within this time after HRFLOW_ANSWERED was
+ * last reported.  The pause is meant to bridge a restart of the server, which
+ * usually takes less than a minute.
  */
 #define BREAKER_MEMORY (60 * HRFLOW_SEC)
 
@@ -431,9 +431,9 @@ end_pause(HrflowBucket *bucket, HrflowAccountOutcome outcome)
 
 /*
  * Return the length of the pause that the server requests in its reply, in
- * microseconds, or 0.  This is its Retry-After.  If there is none, and its rate
- * limit headers say that no request is left, a refusal requests a pause until
- * the reset, unless that is later than we are willing to believe.
+ * microseconds, or 0.  This is its Retry-After.  If there is none, and its
+ * rate limit headers say that no request is left, a refusal requests a pause
+ * until the reset, unless that is later than we are willing to believe.
  */
 static int64
 requested_pause(const HrflowTransfer *transfer, HrflowAccountOutcome outcome)

@@ -51,8 +51,8 @@ typedef struct HrflowReply
 	bool		is_limited;		/* did the server refuse the request because
 								 * of a rate limit? */
 	int			attempts;		/* number of earlier attempts that count
-								 * towards max_attempts, plus this attempt, if
-								 * one was started */
+								 * towards max_attempts, plus 1 if this
+								 * attempt was started */
 	bool		stopped;		/* was the request abandoned, because the
 								 * transport was stopped or its time limit
 								 * expired? */

@@ -90,7 +90,7 @@ is_openssl(const char *tls)
  * libcurl sets both a bundle and a directory, and then makes OpenSSL parse the
  * bundle for every connection.  Therefore set only one of them.  OpenSSL reads
  * the files of a hashed directory as needed, and libcurl caches a bundle,
- * except for 8.22.0 (060_batch.pl).  For other TLS libraries, keep the
+ * except in version 8.22.0 (060_batch.pl).  For other TLS libraries, keep the
  * defaults.
  */
 static void

@@ -67,9 +67,9 @@ foreach my $case ([ 'goaway', 'ends connections with HTTP_1_1_REQUIRED' ],
 	}
 }
 
-# Only the first requests to a server that refuses HTTP/2 pay for that.  After ten minutes,
-# one request finds out whether that has changed.
-# That is also tried after some seconds if the server has used HTTP/2 before.
+# Only the first requests to a server that refuses HTTP/2 are sent twice.  After ten minutes,
+# or first after ten seconds if the server has used HTTP/2 before, one request tries HTTP/2
+# again.
 sub refuse_for_a_while
 {
 	my ($name, $peer, $has_used_http2) = @_;

@@ -111,7 +111,7 @@ like($store->call, qr/ 0 not found, 55 gone/, 'another run considers the others'
 #
 my $few = Hrflow::Store->new($node, $api, 'few');
 
-# Profiles of which the table no longer has rows, as the triggers have not noticed
+# Delete rows without firing triggers, and track the table again.  Returns the messages.
 sub lose_rows
 {
 	my ($first, $last, $percent) = @_;
@@ -177,19 +177,21 @@ foreach my $case (
 			$nput += $count if $is_put;
 			is( $few->sql("SELECT count(*) FROM few.embedding"),
 				100 - $nput,
-				"$nput of 100 profiles lose vectors when $count more are $state, at $percent %");
+				"at $percent %, $count profiles that are $state "
+				  . ($is_put ? 'lose' : 'keep')
+				  . " their vectors, $nput of 100 have lost theirs");
 			like(
 				$warnings,
-				$is_put
-				? qr/^(?!.*At most)/s
+				$is_put ? qr/^(?!.*At most)/s
 				: qr/DETAIL:.*At most $percent% of .*"hrflow_embed\.max_erased_percent"/,
-				"a WARNING has the limit if too many are $state, $nput of $percent % at most");
+				$is_put ? "no WARNING mentions the limit for $count $state profiles at $percent %"
+				: "a WARNING states the limit for $count $state profiles at $percent %");
 		}
 	}
 }
 like(
 	$node->error_of(q{LOAD 'hrflow_embed'; SET hrflow_embed.max_erased_percent = 101}),
 	qr/22023: 101 is outside the valid range/,
-	'more than all profiles cannot be erased');
+	'hrflow_embed.max_erased_percent cannot exceed 100');
 
 done_testing;

@@ -107,8 +107,8 @@ foreach my $case (
 	is_deeply($api->stats->{requests}, 0, "creating a second store for $what sends no request");
 	like(
 		ask($change),
-		qr/ERROR:\ \ the\ model\ of\ store\ $name\.embedding\ is\ being\ changed\ already\n
-			DETAIL:\ \ Relation\ $name\.embedding_next\ exists\.\n
+		qr/ERROR:\ \ cannot\ change\ the\ model\ of\ store\ $name\.embedding\ because\ relation\ 
+			$name\.embedding_next\ exists\n
 			HINT:\ .*hrflow_drop_store\('$name\.embedding_next'\)/x,
 		"the model of $what cannot be changed twice at once");
 	is( $store->sql($fed_by =~ s/embedding\\/embedding_next\\/r),
@@ -132,8 +132,9 @@ foreach my $case (
 	is(rows_of($store, $person), 0, "a person is erased from both stores of $what");
 	like(
 		ask($switch),
-		qr/\Af\n.*NOTICE:\ \ store\ $name\.embedding\ is\ not\ replaced\ yet\ because\ only\ 6\ of
-			\ @{[ $n - 1 ]}\ profiles\ have\ vectors\ of\ the\ same\ sections\ in\ $name\.embedding_next\n/x,
+		qr/\Af\n.*NOTICE:\ \ store\ $name\.embedding\ was\ not\ replaced\n
+			DETAIL:\ \ Only\ 6\ of\ @{[ $n - 1 ]}\ profiles\ have\ vectors\ of\ the\ same\ sections
+			\ in\ $name\.embedding_next\.\n/x,
 		"$what is not replaced before the second store is filled");
 	is($store->sql($fed_by), $feeders, "a refused switch changes no trigger of $what");
 
@@ -229,15 +230,29 @@ foreach my $case (
 	[ q{hrflow_switch_model('shop.embedding')}, qr/55000: the model of .* is not being/ ],
 	[ q{hrflow_switch_model('shop.embedding', 1.1)}, qr/22023: argument "part" must be/ ],
 	[ q{hrflow_switch_model('shop.embedding', -0.1)}, qr/22023: argument "part" must be/ ],
-	[ q{hrflow_switch_model('shop.embedding', 'NaN')}, qr/22023: argument "part" must be/ ],
-	[ q{hrflow_switch_model('shop.embedding', NULL)}, qr/^$/ ])
+	[ q{hrflow_switch_model('shop.embedding', 'NaN')}, qr/22023: argument "part" must be/ ])
 {
 	my ($call, $expected) = @$case;
 
 	like($node->error_of("SET ROLE keeper; SELECT $call"), $expected, "$call is refused");
 }
 
-# The store of a name that is too long, and the one whose name that would be truncated to
+is($store->sql(q{SELECT hrflow_switch_model('shop.embedding', NULL) IS NULL}),
+	't', 'hrflow_switch_model() returns NULL if "part" is NULL');
+
+# 0.55 * 100 is greater than 55.
+$store->sql(
+	q{SELECT hrflow_create_store('shop.round', 'real[]');
+	SELECT hrflow_track('shop.round', 'acme', array_agg(i::text)) FROM generate_series(1, 100) i;
+	SELECT hrflow_change_model('shop.round');
+	INSERT INTO shop.round SELECT 'acme', i::text, 'profile', 0, '{1}' FROM generate_series(1, 100) i;
+	INSERT INTO shop.round_next SELECT * FROM shop.round WHERE profile_id::int <= 55});
+is($store->sql(q{SELECT hrflow_switch_model('shop.round', 0.56)}),
+	'f', 'a store is not replaced if fewer profiles have vectors than the part');
+is($store->sql(q{SELECT hrflow_switch_model('shop.round', 0.55)}),
+	't', 'a store is replaced if as many profiles have vectors as the part');
+
+# A store whose name is too long with the suffix, and one with the truncated name
 $store->sql(
 	"SELECT hrflow_create_store('shop.${long}x', 'real[]');
 	SELECT hrflow_create_store('shop.$long', 'real[]')");
@@ -253,7 +268,7 @@ is( $store->sql(
 		"SELECT hrflow_change_model('shop.$long');
 		SELECT hrflow_switch_model('shop.$long')"),
 	"shop.${long}_next\nt",
-	'a name is replaced that is just short enough');
+	'a store whose new name is just short enough is replaced');
 
 # Quotes in all names
 $store->sql(
@@ -320,7 +335,7 @@ like(
 $node->safe_psql('postgres', 'ALTER TABLE shop.person OWNER TO CURRENT_USER');
 like(
 	$node->error_of(q{SET ROLE keeper; SELECT hrflow_change_model('shop.named')}),
-	qr/55000: cannot change the model of store shop\.named because of the owner/,
+	qr/55000: cannot change the model of store shop\.named$/m,
 	'the model is not changed if a table no longer feeds the store');
 is($store->sql(q{SELECT to_regclass('shop.named_next')}), '',
 	'nothing is left of a refused change');
@@ -412,7 +427,7 @@ like(
 		HINT:\ \ Drop\ these\ objects,\ call\ hrflow_switch_model\(\),\ and\ create\ them\ again/x,
 	'a store on which a view depends is not replaced');
 is($store->sql(q{SELECT count(*) FROM shop.report, hrflow_store_status('shop.embedding')}),
-	10, 'a view that prevents the switch is not changed');
+	10, 'a view still works after it has prevented the switch');
 $store->sql('DROP VIEW shop.report');
 
 #
@@ -464,10 +479,10 @@ $narrow->sql(q{SELECT hrflow_change_model('narrow.embedding')});
 refresh_next({ %$narrow, fields => q{fields => '{"profile": 1}'} });
 like(
 	ask(q{SELECT hrflow_switch_model('narrow.embedding')}),
-	qr/NOTICE:  .* only 0 of 4 profiles have vectors of the same sections in/,
+	qr/NOTICE:  store .* was not replaced\nDETAIL:  Only 0 of 4 profiles have vectors of the same/,
 	'a store is not replaced by one that lacks a section');
 is(ask(q{SELECT hrflow_switch_model('narrow.embedding', 0)}),
-	"t\n", 'a store is replaced by one that lacks a section if no part is required');
+	"t\n", 'a store is replaced by one that lacks a section if the part is 0');
 
 # A profile that is unwanted in both stores, and then tracked explicitly in the first one
 $narrow->sql(
@@ -613,7 +628,7 @@ sub at_once
 
 like(
 	at_once((q{SELECT hrflow_change_model('shop.embedding')}) x 2),
-	qr/ERROR:  55000: the model of store shop\.embedding is being changed already/,
+	qr/ERROR:  55000: cannot change the model of store shop\.embedding because relation/,
 	'only one of two sessions begins a change');
 like(
 	at_once((q{SELECT hrflow_switch_model('shop.embedding', 0)}) x 2),
@@ -714,7 +729,7 @@ SKIP:
 #
 SKIP:
 {
-	skip 'pg_cron is not available', 4
+	skip 'pg_cron is not available', 5
 	  if !-e $node->config_data('--sharedir') . '/extension/pg_cron.control';
 
 	my $cron = Hrflow::Node->new(
@@ -746,6 +761,14 @@ SKIP:
 	is( $scheduled->sql($jobs),
 		$new =~ s/embedding_next/embedding/gr,
 		'the job of the second store becomes that of the store');
+	$scheduled->sql(
+		"SELECT hrflow_change_model('shop.embedding');
+		SELECT hrflow_unschedule('shop.embedding');
+		SELECT hrflow_schedule('shop.embedding_next', '$never')");
+	$cron->safe_psql('postgres', 'UPDATE cron.job SET active = false');
+	$scheduled->sql(q{SELECT hrflow_switch_model('shop.embedding', 0)});
+	is($scheduled->sql($jobs), '', 'a job that is paused is dropped by the switch');
+	$scheduled->sql("SELECT hrflow_schedule('shop.embedding', '$never')");
 	$scheduled->sql(q{SELECT hrflow_drop_store('shop.embedding')});
 	is($scheduled->sql($jobs), '', 'the job is dropped with the store');
 }

@@ -540,7 +540,8 @@ is($mall->sql(q{SELECT hrflow_restore('mall.embedding')}), 2, 'hrflow_restore() 
 is(elements('item >= 10'), '20 0', 'restored elements are in the store again');
 $mall->sql('DELETE FROM mall.embedding WHERE item >= 10');
 add_elements(10, 10, 'true');
-my $shortened = qr/WARNING: .*has put aside elements of lists of 100 of 100 refreshed profiles\n/;
+my $shortened =
+  qr/WARNING: .*has put aside vectors of some list elements in 100 of 100 refreshed profiles\n/;
 like(refresh_items(), $shortened,
 	'a run warns about many profiles that lose at most half of their elements');
 is(elements('item >= 10'), '0 100', 'each of these elements is put aside');

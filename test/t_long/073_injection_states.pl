@@ -146,7 +146,8 @@ sub walk
 	run($session, $case, $what, 0);
 	my ($printed, $seen) = run($session, $case, $what, 0);
 	my ($descriptors, $contexts) = resources($session);
-	like($printed, $case->{ok}, "$name: the statement ends as it should without a failure");
+	like($printed, $case->{ok},
+		"$name: the statement prints the expected result without a failure");
 	is(problem_of_other($other, $case->{may_wait}),
 		undef, "$name: another session goes on after the statement without a failure");
 
@@ -174,8 +175,8 @@ sub walk
 		$injector->arm($session->pid, $what, 0);
 		$printed = $session->ask($case->{next} // $call);
 		$made += $injector->disarm->{handles};
-		$problem->("there are $made handles more")   if $made > $most_handles;
-		$problem->("the next call printed $printed") if $printed !~ ($case->{next_ok} // qr/^t\n/);
+		$problem->("$made more handles were created") if $made > $most_handles;
+		$problem->("the next call printed $printed")  if $printed !~ ($case->{next_ok} // qr/^t\n/);
 
 		# Memory contexts and connections are kept for the next statement, so a failure of
 		# one statement may leave one more than another.  A leak would add up.
@@ -196,7 +197,7 @@ sub walk
 #
 # A case consists of a statement, a pattern of its output, and optionally
 #   prepare      a function that prepares the server for the statement
-#   pause        length of the pause that the server requests, in seconds
+#   pause        length of the only pause that the server requests, in seconds
 #   may_wait     1 if the length of a pause is random, so that the next call may wait
 #   set          settings of both sessions, or set_other of the other session
 #   next         statement after each point, instead of a call, and next_ok, its output
@@ -236,7 +237,7 @@ my $patient =
 
 my @of_stand_in = (
 	{   name => 'a pause by 429 with Retry-After',
-		prepare => sub { $api->script("status=429,retry_after=$pause", count => 2) },
+		prepare => sub { $api->script("status=429,retry_after=$pause", count => 1) },
 		sql => batch(8),
 		ok => qr/^ok=8$/,
 		pause => $pause },
@@ -247,10 +248,10 @@ my @of_stand_in = (
 		may_wait => 1 },
 	{   name => 'a pause whose probe times out',
 		prepare => sub {
-			$api->script("status=429,retry_after=$pause", count => 2);
+			$api->script("status=429,retry_after=$pause", count => 1);
 			$api->script('silent', count => 1);
 		},
-		set => q{SET hrflow_embed.request_timeout = '1s';},
+		set => q{SET hrflow_embed.request_timeout = '1s'; SET hrflow_embed.max_concurrency = 1;},
 		set_other => '',
 		sql => batch(8),
 		ok => qr/^(?=.)(?:ok=\d ?)?(?:timeout=\d)?$/,
@@ -258,7 +259,7 @@ my @of_stand_in = (
 		next => $patient,
 		points => 10 },
 	{   name => 'a pause by 503 with Retry-After',
-		prepare => sub { $api->script("status=503,retry_after=$pause", count => 2) },
+		prepare => sub { $api->script("status=503,retry_after=$pause", count => 1) },
 		sql => batch(8),
 		ok => qr/^ok=8$/,
 		pause => $pause },
@@ -277,7 +278,9 @@ my @of_stand_in = (
 		},
 		set => 'SET hrflow_embed.max_attempts = 1;',
 		sql => batch(40),
-		ok => qr/^ok=40$/ });
+
+		# The last failure may be that of a request that was sent again after an answer.
+		ok => qr/^(?:http_error=1 ok=39|ok=40)$/ });
 my @of_others = (
 	{   name => 'a dead connection',
 		set => $at->($closing),
@@ -354,6 +357,6 @@ walk_all(@of_others);
 unlike(
 	PostgreSQL::Test::Utils::slurp_file($node->logfile),
 	qr/PANIC|terminated by signal|XX000(?!: epoll_wait\(\) failed)/,
-	'no backend reached what cannot happen');
+	'the log has no crash and no unexpected internal error');
 
 done_testing();
