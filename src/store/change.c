@@ -213,7 +213,7 @@ lock_change(Oid vectors)
 
 /*
  * Return the name of the second store's table of vectors, without its schema.
- * Throws 42622 if it is too long.
+ * Throws 42622 if it is too long for a store.
  */
 static char *
 get_next_name(const HrflowStore *store)
@@ -554,7 +554,7 @@ open_next(const HrflowStore *store, HrflowStore *next)
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 				 errmsg("store %s cannot replace store %s",
 						next->vectors_name, store->vectors_name),
-				 errdetail("The stores have different contents or identifiers.")));
+				 errdetail("The stores have different types of content or different identifiers.")));
 }
 
 /*

@@ -299,7 +299,7 @@ find_missing(const HrflowFeeder *feeder, const List *feeders)
 }
 
 /*
- * Warn if the store misses changes of a table because a trigger was dropped, a
+ * Warn if the store misses changes to a table because a trigger was dropped, a
  * key column was renamed or dropped, or a trigger does not fire for ordinary
  * changes.  "feeder" represents the table, and "feeders" are all triggers that
  * feed the store.
@@ -319,7 +319,7 @@ warn_of_table(const HrflowStore *store, Relation table,
 	if (has_keys && is_compared && missing == NULL && disabled == NULL)
 		return;
 	ereport(WARNING,
-			(errmsg("store %s misses changes of table \"%s\"",
+			(errmsg("store %s misses changes to table \"%s\"",
 					store->vectors_name, RelationGetRelationName(table)),
 			 !has_keys ?
 			 errdetail("A column of identifiers or sources was renamed or dropped.") :

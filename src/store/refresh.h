@@ -426,7 +426,7 @@ struct HrflowRun
 	int64		alive_at;		/* when the outcome of a request last ruled
 								 * out an outage of the API */
 	int64		usable_at;		/* when the outcome of a request last ruled
-								 * out a common failure of any kind */
+								 * out that failures have a common cause */
 	int64		answered_at;	/* when the API last sent a valid reply, or
 								 * when nothing was in flight */
 	int64		written_at;		/* when the last write began or, if it took

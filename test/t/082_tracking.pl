@@ -906,7 +906,7 @@ foreach my $column (qw(id source))
 	{
 		like(
 			warned($statement),
-			qr/WARNING:  store kept.people misses changes of table "person"/,
+			qr/WARNING:  store kept.people misses changes to table "person"/,
 			"a WARNING names the table whose key column has been renamed: $statement");
 	}
 	is( warned(
@@ -998,7 +998,7 @@ foreach my $event (qw(insert update delete truncate))
 			{
 				like(
 					$warning,
-					qr/WARNING:\ \ store\ kept\.silents\ misses\ changes\ of\ table\ "silent"\n
+					qr/WARNING:\ \ store\ kept\.silents\ misses\ changes\ to\ table\ "silent"\n
 						DETAIL:\ .*$detail/x,
 					"a WARNING names the table $name");
 			}
@@ -1042,7 +1042,7 @@ foreach my $content (qw(profile text))
 				AND pg_get_triggerdef(oid) ~ (' (AFTER|BEFORE) ' || upper('$event'))); END\$\$});
 		like(
 			warned("SELECT hrflow_store_status('$store')"),
-			qr/misses\ changes\ of\ table\ "gap"\nDETAIL:\ \ The\ trigger\ on\ \U$event\E/x,
+			qr/misses\ changes\ to\ table\ "gap"\nDETAIL:\ \ The\ trigger\ on\ \U$event\E/x,
 			"$content: a WARNING names a table without a trigger on $event");
 
 		# Without the trigger on UPDATE, the content columns are unknown.
@@ -1101,7 +1101,7 @@ foreach my $case ([ profile => 'profile_id' ], [ job => 'job_id' ], [ text => 'k
 	{
 		like(
 			warned($statement),
-			qr/WARNING:  store \Q$store\E misses changes of table "wide"/,
+			qr/WARNING:  store \Q$store\E misses changes to table "wide"/,
 			"$content: a WARNING names the table whose trigger was dropped: $statement");
 	}
 	is(sql("SELECT string_agg($id, ' ' ORDER BY $id) FROM ${store}_profile"),

@@ -714,7 +714,7 @@ SKIP:
 	$indexed->sql(q{SELECT hrflow_change_model('indexed.embedding')});
 	like(
 		ask(q{SELECT hrflow_switch_model('indexed.embedding', 0)}),
-		qr/NOTICE:\ \ store\ indexed\.embedding\ no\ longer\ has\ an\ index\ of\ pgvector\n
+		qr/NOTICE:\ \ store\ indexed\.embedding\ no\ longer\ has\ a\ pgvector\ index\n
 			HINT:\ .*\ SELECT\ hrflow_index_statement\('indexed\.embedding'\)/x,
 		'a missing index is reported');
 	$indexed->sql($index->('embedding'));
